@@ -1,0 +1,295 @@
+"""Scenes for Mitsuba 3: objects on a floor before a background, under a light, seen by a camera.
+
+Everything follows from seeds. The camera stands at negative y and looks along positive y; x is to the right, z up,
+the floor is z = 0. Radiance is linear; pictures leave as sRGB bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import mitsuba as mi
+import numpy as np
+
+from demo import textures as tx
+from demo.geometry import rotation, translation
+from demo.objects import Part, build_object
+
+# Disjoint: an object of one range is in no data of another.
+CLIP_SEEDS = range(0, 10_000)
+CASE_SEEDS = range(10_000, 20_000)
+SEGMENTER_SEEDS = range(100_000, 200_000)
+TRAINING_SEEDS = range(1_000_000, 2_000_000)
+
+BACKGROUNDS = ("wall", "corner", "sky", "studio")
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where an object stands: floor position x, y; `yaw_deg` about z, then `tilt_deg` about x (90 lies on its side)."""
+
+    x: float = 0.0
+    y: float = 0.0
+    yaw_deg: float = 0.0
+    tilt_deg: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Light:
+    """Spherical light: azimuth (0 is behind the camera, positive to the right), elevation, distance, radius."""
+
+    azimuth_deg: float
+    elevation_deg: float
+    distance: float
+    radius: float
+    colour: tuple[float, float, float]
+    strength: float
+    ambient: float
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Looks from `distance` and `elevation_deg` at `target`; vertical and horizontal field of view `fov_deg`."""
+
+    target: tuple[float, float, float]
+    distance: float
+    elevation_deg: float
+    fov_deg: float = 36.0
+    azimuth_deg: float = 0.0
+
+    def matrix(self) -> np.ndarray:
+        """4 x 4 matrix from the world to camera axes (right, up, away from the camera)."""
+        elevation, azimuth = np.radians(self.elevation_deg), np.radians(self.azimuth_deg)
+        away = np.array([np.sin(azimuth) * np.cos(elevation), np.cos(azimuth) * np.cos(elevation), -np.sin(elevation)])
+        right = np.array([np.cos(azimuth), -np.sin(azimuth), 0.0])
+        axes = np.stack([right, np.cross(right, away), away])
+        matrix = np.eye(4)
+        matrix[:3, :3] = axes
+        matrix[:3, 3] = -axes @ self.position()
+        return matrix
+
+    def position(self) -> np.ndarray:
+        """Where the camera stands."""
+        elevation, azimuth = np.radians(self.elevation_deg), np.radians(self.azimuth_deg)
+        away = np.array([np.sin(azimuth) * np.cos(elevation), np.cos(azimuth) * np.cos(elevation), -np.sin(elevation)])
+        return np.asarray(self.target) - self.distance * away
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) world points to (N, 2) picture coordinates, -1..1 from the left and from the bottom."""
+        local = points @ self.matrix()[:3, :3].T + self.matrix()[:3, 3]
+        return local[:, :2] / (np.maximum(local[:, 2:], 1e-3) * np.tan(np.radians(self.fov_deg / 2)))
+
+
+@dataclass
+class Stage:
+    """What stays the same during a shot: floor, background and light. Holds Mitsuba objects made once."""
+
+    light: Light
+    background: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+class Actor:
+    """An object with its textures loaded, ready to be posed in any number of scenes."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.parts = build_object(seed)
+        self.bsdfs = [build_bsdf(part) for part in self.parts]
+
+    def matrix(self, pose: Pose) -> np.ndarray:
+        """4 x 4 matrix of the pose; the lowest vertex is put on the floor."""
+        turn = rotation("x", pose.tilt_deg) @ rotation("z", pose.yaw_deg)
+        turn = turn * np.array([pose.scale] * 3 + [1.0])
+        low = min(float((part.mesh.vertices @ turn[2, :3]).min()) for part in self.parts)
+        return translation(pose.x, pose.y, -low) @ turn
+
+    def points(self, pose: Pose) -> np.ndarray:
+        """(N, 3) vertices in the world, for framing."""
+        matrix = self.matrix(pose)
+        vertices = np.concatenate([part.mesh.vertices[::3] for part in self.parts])
+        return vertices @ matrix[:3, :3].T + matrix[:3, 3]
+
+    def shapes(self, pose: Pose, prefix: str) -> dict[str, Any]:
+        """Mitsuba shapes of the posed object, named `prefix` + part number."""
+        matrix = self.matrix(pose)
+        pairs = zip(self.parts, self.bsdfs, strict=True)
+        return {f"{prefix}{i:02d}": _mitsuba_mesh(part, bsdf, matrix) for i, (part, bsdf) in enumerate(pairs)}
+
+
+def _bitmap(texture: np.ndarray, repeat: float = 1.0, turn_deg: float = 0.0) -> dict[str, Any]:
+    transform = mi.ScalarTransform4f().rotate([0, 0, 1], turn_deg).scale([repeat, repeat, 1])
+    return {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(texture)), "to_uv": transform}
+
+
+def build_bsdf(part: Part) -> Any:
+    """Two-sided Mitsuba material of a part."""
+    colour = _bitmap(part.texture)
+    inner: dict[str, Any] = {"type": "diffuse", "reflectance": colour}
+    if part.material == "plastic":
+        inner = {"type": "roughplastic", "alpha": part.roughness, "diffuse_reflectance": colour}
+    elif part.material == "metal":
+        inner = {"type": "blendbsdf", "weight": 0.45, "a": inner, "b": {
+            "type": "roughconductor", "material": "none", "alpha": part.roughness, "specular_reflectance": colour}}
+    return mi.load_dict({"type": "twosided", "bsdf": inner})
+
+
+def _mitsuba_mesh(part: Part, bsdf: Any, matrix: np.ndarray) -> Any:
+    mesh = part.mesh.moved(matrix)
+    props = mi.Properties()
+    props["mesh_bsdf"] = bsdf
+    shape = mi.Mesh("part", len(mesh.vertices), len(mesh.faces), has_vertex_normals=True, has_vertex_texcoords=True,
+                    props=props)
+    params = mi.traverse(shape)
+    values = {"vertex_positions": mesh.vertices, "vertex_normals": mesh.normals, "vertex_texcoords": mesh.uvs}
+    for name, value in values.items():
+        params[name] = type(params[name])(value.astype(np.float32).ravel())
+    params["faces"] = type(params["faces"])(mesh.faces.astype(np.uint32).ravel())
+    params.update()
+    return shape
+
+
+def sample_light(rng: np.random.Generator) -> Light:
+    """A light in front of the scene: from small and hard to large and soft, warm to cool, low to high ambient."""
+    warmth = rng.uniform(-0.22, 0.22)
+    return Light(
+        azimuth_deg=float(rng.uniform(-85, 85)), elevation_deg=float(rng.uniform(32, 70)),
+        distance=float(rng.uniform(6, 9)), radius=float(rng.uniform(0.35, 1.6)),
+        colour=(1 + warmth, 1.0, 1 - warmth), strength=float(rng.uniform(2.2, 4.2)),
+        ambient=float(rng.uniform(0.35, 1.1)),
+    )
+
+
+def _sky(rng: np.random.Generator) -> np.ndarray:
+    """Procedural environment (64, 128, 3), linear: a gradient with soft coloured clouds."""
+    colours = np.asarray(tx.muted_palette(rng), np.float32) / 255
+    height = np.linspace(1, 0, 64, dtype=np.float32)[:, None, None]
+    cloud = tx.smooth_noise(rng, cells=4, octaves=3, size=128)[:64, :, None] ** 2
+    picture = colours[0] * height + colours[1] * (1 - height)
+    return ((picture * (1 - 0.6 * cloud) + 0.6 * cloud * colours[2]) ** 2.2 * 1.3).astype(np.float32)
+
+
+def build_stage(seed: int, *, light: Light | None = None) -> Stage:
+    """Floor, background and light of a seed."""
+    rng = np.random.default_rng([seed, 2])
+    drawn = sample_light(rng)
+    light = drawn if light is None else light
+    background = str(rng.choice(BACKGROUNDS, p=[0.4, 0.2, 0.25, 0.15]))
+    transform = mi.ScalarTransform4f
+    floor_texture = tx.surface(rng)
+    wall_texture = floor_texture if background == "studio" else tx.surface(rng)
+    floor = _bitmap(floor_texture, repeat=float(rng.uniform(3, 7)), turn_deg=float(rng.uniform(0, 360)))
+    fixed: dict[str, Any] = {"floor": {"type": "rectangle", "to_world": transform().scale([16, 16, 1]),
+                                       "bsdf": {"type": "diffuse", "reflectance": floor}}}
+    wall_y = float(rng.uniform(3.2, 6.5))
+    wall = {"type": "diffuse", "reflectance": _bitmap(wall_texture, repeat=float(rng.uniform(2, 6)))}
+    turn = float(rng.uniform(-22, 22)) if background == "wall" else 0.0
+    stand = transform().rotate([0, 0, 1], turn).translate([0, wall_y, 0]).rotate([1, 0, 0], 90).scale([16, 16, 1])
+    if background == "corner":
+        side = float(rng.choice([-45.0, 45.0])) + float(rng.uniform(-12, 12))
+        for name, angle in (("wall_a", side), ("wall_b", side - 90 * np.sign(side))):
+            place = transform().rotate([0, 0, 1], angle).translate([0, wall_y, 0]).rotate([1, 0, 0], 90).scale([16, 16, 1])
+            fixed[name] = {"type": "rectangle", "to_world": place, "bsdf": wall}
+    elif background != "sky":
+        fixed["wall"] = {"type": "rectangle", "to_world": stand, "bsdf": wall}
+    if background == "sky":
+        tilt = transform().rotate([0, 0, 1], float(rng.uniform(0, 360))).rotate([1, 0, 0], 90)
+        bitmap = mi.Bitmap(_sky(rng))
+        fixed["ambient"] = {"type": "envmap", "bitmap": bitmap, "to_world": tilt, "scale": light.ambient}
+    else:
+        tint = [light.ambient * c for c in (2 - light.colour[0], 1.0, 2 - light.colour[2])]
+        fixed["ambient"] = {"type": "constant", "radiance": {"type": "rgb", "value": tint}}
+    fixed["light"] = build_light(light)
+    return Stage(light, background, {name: mi.load_dict(value) for name, value in fixed.items()})
+
+
+def build_light(light: Light) -> dict[str, Any]:
+    """Mitsuba description of the light; its irradiance at the origin does not depend on its size."""
+    azimuth, elevation = np.radians(light.azimuth_deg), np.radians(light.elevation_deg)
+    way = np.array([np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])
+    radiance = [light.strength * c * (light.distance / light.radius) ** 2 / np.pi for c in light.colour]
+    emitter = {"type": "area", "radiance": {"type": "rgb", "value": radiance}}
+    return {"type": "sphere", "center": (way * light.distance).tolist(), "radius": light.radius, "emitter": emitter}
+
+
+def _sensor(camera: Camera, size_px: int, *, pixel_format: str, rfilter: str, sampler: dict) -> dict[str, Any]:
+    look = mi.ScalarTransform4f().look_at(
+        origin=camera.position().tolist(), target=list(camera.target), up=[0, 0, 1])
+    film = {"type": "hdrfilm", "width": size_px, "height": size_px, "pixel_format": pixel_format,
+            "rfilter": {"type": rfilter}}
+    return {"type": "perspective", "fov": camera.fov_deg, "to_world": look, "film": film, "sampler": sampler}
+
+
+Cast = list[tuple[Actor, Pose]]
+
+
+def render_image(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_samples: int, seed: int,
+                 sampler: str = "independent", max_depth: int = 4) -> np.ndarray:
+    """Linear float32 picture (size, size, 3) of the stage with the cast on it."""
+    sensor = _sensor(camera, size_px, pixel_format="rgb", rfilter="gaussian",
+                     sampler={"type": sampler, "sample_count": num_samples})
+    scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "path", "max_depth": max_depth}, "sensor": sensor}
+    scene |= stage.fixed
+    for index, (actor, pose) in enumerate(cast):
+        scene |= actor.shapes(pose, f"actor{index}_")
+    return np.array(mi.render(mi.load_dict(scene), seed=seed), np.float32)
+
+
+def render_cutout(actor: Actor, pose: Pose, light: Light, camera: Camera, *, size_px: int, num_samples: int,
+                  seed: int) -> np.ndarray:
+    """Linear float32 picture (size, size, 4) of the object alone, colours not multiplied by the alpha 0..1."""
+    sensor = _sensor(camera, size_px, pixel_format="rgba", rfilter="box",
+                     sampler={"type": "independent", "sample_count": num_samples})
+    tint = [light.ambient * c for c in (2 - light.colour[0], 1.0, 2 - light.colour[2])]
+    scene: dict[str, Any] = {
+        "type": "scene", "integrator": {"type": "path", "max_depth": 4, "hide_emitters": True}, "sensor": sensor,
+        "ambient": {"type": "constant", "radiance": {"type": "rgb", "value": tint}}, "light": build_light(light)}
+    scene |= actor.shapes(pose, "actor0_")
+    picture = np.array(mi.render(mi.load_dict(scene), seed=seed), np.float32)
+    picture[..., 3] = np.clip(picture[..., 3], 0, 1)
+    picture[..., :3] /= np.maximum(picture[..., 3:], 1e-4)
+    return picture
+
+
+def render_mask(cast: Cast, camera: Camera, *, size_px: int) -> np.ndarray:
+    """Instance numbers (size, size) uint8, exact: 0 nothing, k the k-th of the cast, seen at the pixel's centre."""
+    sampler = {"type": "stratified", "jitter": False, "sample_count": 1}
+    sensor = _sensor(camera, size_px, pixel_format="luminance", rfilter="box", sampler=sampler)
+    scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "aov", "aovs": "i:shape_index"}, "sensor": sensor}
+    owner = [0]
+    for index, (actor, pose) in enumerate(cast):
+        shapes = actor.shapes(pose, f"actor{index}_")
+        owner += [index + 1] * len(shapes)
+        scene |= shapes
+    drawn = np.array(mi.render(mi.load_dict(scene), spp=1))[..., 0]
+    assert np.array_equal(drawn, np.round(drawn)), "a pixel of the shape index is a mixture"
+    return np.asarray(owner, np.uint8)[drawn.astype(int)]
+
+
+def to_srgb(linear: np.ndarray, exposure: float) -> np.ndarray:
+    """Linear radiance times exposure to sRGB bytes; highlights above 0.8 are rolled off, not cut."""
+    value = np.maximum(linear * exposure, 0)
+    value = np.where(value > 0.8, 0.8 + 0.2 * (1 - np.exp(-(value - 0.8) / 0.2)), value)
+    curve = np.where(value <= 0.0031308, 12.92 * value, 1.055 * np.maximum(value, 1e-6) ** (1 / 2.4) - 0.055)
+    return np.round(np.clip(curve, 0, 1) * 255).astype(np.uint8)
+
+
+def compute_exposure(linear: np.ndarray, level: float = 0.62) -> float:
+    """Factor that brings the 85th percentile of the brightness to `level` (linear, 0..1)."""
+    return level / max(float(np.percentile(linear[..., :3].mean(-1), 85)), 1e-4)
+
+
+def fit_camera(camera: Camera, groups: list[np.ndarray], *, fill: float) -> Camera:
+    """Move the camera so that the points' bounding box is centred and fills `fill` (0..1) of the picture's side."""
+    points = np.concatenate(groups)
+    for _ in range(12):
+        flat = camera.project(points)
+        low, high = flat.min(0), flat.max(0)
+        shift = (low + high) / 2 * camera.distance * np.tan(np.radians(camera.fov_deg / 2))
+        axes = camera.matrix()[:3, :3]
+        target = np.asarray(camera.target) + shift[0] * axes[0] + shift[1] * axes[1]
+        size = float((high - low).max()) / 2
+        camera = replace(camera, target=tuple(map(float, target)), distance=camera.distance * (size / fill) ** 0.8)
+    return camera

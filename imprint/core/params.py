@@ -1,0 +1,218 @@
+"""`params.yaml`: one section per stage, each one frozen model. An unknown or missing key is an error that names it.
+
+There are no defaults here: the values, documented, are in `params.yaml` alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from imprint.core.errors import InputError
+from imprint.core.masks import MaskLevel
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+PresetName = Literal["tiny", "base"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Ingest(Section):
+    source: str  # folder (searched recursively) or one video file
+    licence: str  # of the videos; goes through to the model card
+    min_frames: Count
+    max_rejected_share: Share
+
+
+class ExtractFrames(Section):
+    sample_fps: Positive
+    max_frames_per_clip: Count
+    max_side_px: Count  # larger frames are scaled down to it
+    min_sharpness: Annotated[float, Field(ge=0.0)]  # variance of the Laplacian, grey levels squared
+    min_hash_distance: Natural  # bits (of 64) by which a kept frame differs from the last kept one
+    cut_threshold: Positive  # PySceneDetect's content threshold
+    deadline_s: Positive  # per clip and reader
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)]
+    workers: Natural  # processes; 0: one per core
+    max_rejected_share: Share
+
+
+class SegmentObjects(Section):
+    model: str  # "imprint-small" (shipped), a rembg model's name, or the path of an ONNX file
+    allow_noncommercial: bool
+    threshold: Share
+    min_area_share: Share
+    max_area_share: Share
+    min_component_share: Share  # an object's largest component / all its pixels
+    min_confidence: Share
+    min_link_iou: Share
+    min_track_frames: Count
+    batch_size: Count
+    workers: Natural
+    max_rejected_share: Share
+
+
+class MinePairs(Section):
+    seed: int
+    max_border_contact: Share
+    min_view_change: Share  # stage 1: by how much two views must differ
+    video_max_gap_frames: Count  # in sampled frames
+    video_max_gap_s: Positive
+    max_pairs_per_track: dict[Literal["multiview", "video", "single"], Natural]
+    split_share: dict[Literal["val", "test"], Share]
+    min_clips_per_split: Natural
+    min_pairs_per_split: Natural
+    max_rejected_share: Share
+
+
+class PackShards(Section):
+    size_px: Count
+    reference_px: Count
+    scene_context: Annotated[float, Field(ge=1.0)]
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)]
+    shard_mb: Positive
+
+
+class Rates(Section):
+    """Peak learning rates of the parameter groups."""
+
+    backbone: Annotated[float, Field(ge=0.0)]
+    adapter: Positive
+    unet: Positive
+
+
+class Training(Section):
+    """What both training stages share."""
+
+    seed: int
+    threads: Count  # torch CPU threads; results are bitwise equal only for the same count
+    loader_workers: Natural
+    max_steps: Count
+    batch_size: Count
+    learning_rate: Rates
+    warmup_steps: Natural
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    max_grad_norm: Positive
+    ema_halflife_share: Share  # of the run's length
+    min_snr: Positive  # x0 loss weight: clamp(SNR, min_snr, max_snr)
+    max_snr: Positive
+    null_rate: Share  # object tokens replaced by the null token, per sample
+    flip_rate: Share  # reference and target mirrored together
+    colour_jitter: Share
+    checkpoint_every_steps: Count
+    log_every_steps: Count
+    validate_every_steps: Count
+    validation_pairs: Count
+
+
+class PretrainEncoder(Training):
+    preset: PresetName
+    train_middle_block: bool  # the figure leaves the U-Net's middle block open
+
+
+class FreezeEncoder(Section):
+    verify_pairs: Count  # held-out pairs on which the saved encoder must give the same tokens as the trained one
+
+
+class TrainCompositor(Training):
+    mixture: dict[Literal["video", "single"], Share]  # share of the samples
+    mask_levels: dict[MaskLevel, Share]  # drawn per sample
+    max_contact_margin: Annotated[float, Field(ge=0.0, le=0.3)]  # of the object's size
+    condition_on_level: bool
+    outside_weight: Annotated[float, Field(ge=0.0)]  # of the x0 loss outside the hole
+    init_from_stage1: bool  # the U-Net starts from stage 1's
+
+
+class Evaluate(Section):
+    cases: str  # tar of the test cases with ground truth
+    max_cases: Count
+    levels: list[MaskLevel]
+    steps: Count
+    guidance: Annotated[float, Field(ge=1.0)]
+    seed: int
+    threads: Count
+    batch_size: Count
+    held_out_pairs: Count
+    bootstrap_samples: Count
+    grid_rows: Count
+
+
+class Params(Section):
+    ingest: Ingest
+    extract_frames: ExtractFrames
+    segment_objects: SegmentObjects
+    mine_pairs: MinePairs
+    pack_shards: PackShards
+    pretrain_encoder: PretrainEncoder
+    freeze_encoder: FreezeEncoder
+    train_compositor: TrainCompositor
+    evaluate: Evaluate
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def load_params(path: str | Path = "params.yaml", overlay: str | Path | None = None) -> Params:
+    """Read and check `params.yaml`; `overlay` is a file of the same shape whose keys replace those of the first."""
+    values = _load_mapping(Path(path))
+    if overlay is not None:
+        values = merge_overlay(values, _load_mapping(Path(overlay)), str(overlay))
+    return parse_section(Params, values, str(path if overlay is None else overlay))
+
+
+def parse_section(model: type[Model], values: Any, name: str) -> Model:
+    """Check `values` against `model`; `InputError` names the first wrong key, what is wrong and the file."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top)"
+        raise InputError(f"{name}: {key}: {_explain(first, model)}") from None
+
+
+def merge_overlay(values: dict[str, Any], overlay: dict[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """`values` with the keys of `overlay` replaced, sections merged; a key that `values` has not is an error."""
+    merged = dict(values)
+    for key, value in overlay.items():
+        if key not in values:
+            raise InputError(f"{name}: {prefix}{key}: unknown key; the keys are those of params.yaml")
+        both_sections = isinstance(value, dict) and isinstance(values[key], dict)
+        merged[key] = merge_overlay(values[key], value, name, f"{prefix}{key}.") if both_sections else value
+    return merged
+
+
+def _load_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); run from the project's root folder") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a mapping of sections")
+    return values
+
+
+def _explain(error: Any, model: type[Section]) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key; the keys are {', '.join(_keys_beside(error['loc'], model))}"
+    if error["type"] == "missing":
+        return "missing key; see params.yaml of the repository for its meaning"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]} (found {error['input']!r})"
+
+
+def _keys_beside(location: tuple[Any, ...], model: type[Section]) -> list[str]:
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            return []
+        model = annotation
+    return list(model.model_fields)

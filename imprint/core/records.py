@@ -1,0 +1,176 @@
+"""Records that cross a stage: frozen types, written as Parquet with a schema version."""
+
+from __future__ import annotations
+
+import io
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imprint.core.errors import InputError
+from imprint.core.files import compute_digest, write_bytes_atomic
+from imprint.core.geometry import Box
+
+SCHEMA_VERSION = 1
+
+Split = Literal["train", "val", "test"]
+PairKind = Literal["multiview", "video", "single"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecord:
+    """One readable video. `clip_id` is a digest of the file's content."""
+
+    clip_id: str
+    path: str  # relative to the project where it lies inside it
+    source: str
+    licence: str
+    num_frames: int
+    fps: float
+    height_px: int
+    width_px: int
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameRecord:
+    """One kept frame: member `member` of `data/frames/<clip_id>.tar`."""
+
+    clip_id: str
+    sample_index: int  # counts the sampled frames of the clip, kept or not: the gap of a pair is measured in it
+    source_index: int  # counts the frames of the file
+    time_s: float
+    shot: int  # cuts before this frame
+    sharpness: float  # variance of the Laplacian of the grey frame
+    phash: str  # 64-bit perceptual hash, hex
+    height_px: int
+    width_px: int
+    member: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRecord:
+    """One object of one frame. Its mask: pixels equal to `track` in member `member` of `data/masks/<clip_id>.tar`."""
+
+    clip_id: str
+    track: int  # 1-255, one number per object of the clip
+    sample_index: int
+    time_s: float
+    shot: int
+    box: tuple[int, int, int, int]  # half-open y0 x0 y1 x1, pixels of the frame
+    area_share: float  # of the frame, 0-1
+    confidence: float  # mean probability inside the mask, 0-1
+    boundary_confidence: float  # share of the mask's rim where the network is sure, 0-1
+    border_contact: float  # share of the box's outline that lies on the frame's border, 0-1
+    member: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRecord:
+    """Two views of one object. Stage 1 trains on `multiview`, stage 2 on `video` and `single` (reference = target)."""
+
+    pair_id: str
+    kind: PairKind
+    split: Split
+    clip_id: str
+    track: int
+    reference_index: int  # sample_index of the reference view
+    target_index: int
+    gap_frames: int  # in sampled frames
+    gap_s: float
+    view_change: float  # measure of how much the view differs, 0-1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRecord:
+    """One training-ready view in a shard: `<view_id>.object.png`, `.scene.jpg` and `.mask.png`, by byte offset.
+
+    object: RGBA [reference_px, reference_px, 4]; scene: RGB [size_px, size_px, 3] around the object;
+    mask: grey [size_px, size_px], the object in the scene, 0 or 255.
+    """
+
+    view_id: str
+    split: Split
+    clip_id: str
+    track: int
+    sample_index: int
+    shard: str
+    object_offset: int
+    object_bytes: int
+    scene_offset: int
+    scene_bytes: int
+    mask_offset: int
+    mask_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A row of a stage's ledger: what was left out and why. Bad data is a value, not an exception."""
+
+    stage: str
+    item: str  # clip id, clip id:frame, clip id:track ...
+    reason: str  # short, one of a stage's fixed set
+    detail: str
+
+
+Record = TypeVar("Record", ClipRecord, FrameRecord, MaskRecord, PairRecord, ViewRecord, Rejection)
+
+
+def build_id(*parts: str | int) -> str:
+    """Deterministic id of 16 hex digits from content digests and indices."""
+    return compute_digest("\0".join(str(part) for part in parts))[:16]
+
+
+def get_box(record: MaskRecord) -> Box:
+    return Box(*record.box)
+
+
+def save_records(path: Path, kind: type[Record], records: Iterable[Record]) -> None:
+    """Write records, in their order, as one Parquet file with the schema version; an empty list keeps its columns."""
+    rows = [{field.name: getattr(record, field.name) for field in fields(kind)} for record in records]
+    schema = _build_schema(kind)
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    write_bytes_atomic(path, sink.getvalue())
+
+
+def load_records(path: Path, kind: type[Record]) -> list[Record]:
+    """Read what `save_records` wrote. `InputError` for a missing file or another record type or schema version."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run `dvc repro` first") from None
+    except pa.ArrowInvalid:
+        raise InputError(f"{path} is no Parquet file; delete it and run `dvc repro`") from None
+    metadata = table.schema.metadata or {}
+    found = (metadata.get(b"record", b"?").decode(), metadata.get(b"schema_version", b"?").decode())
+    wanted = (kind.__name__, str(SCHEMA_VERSION))
+    if found != wanted:
+        raise InputError(f"{path} holds {found[0]} version {found[1]}, not {wanted[0]} version {wanted[1]}; run `dvc repro`")
+    return [kind(**{key: _to_python(value) for key, value in row.items()}) for row in table.to_pylist()]
+
+
+def _to_python(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _build_schema(kind: type) -> pa.Schema:
+    hints = typing.get_type_hints(kind)
+    columns = [pa.field(field.name, _arrow_type(hints[field.name]), nullable=False) for field in fields(kind)]
+    return pa.schema(columns, metadata={"record": kind.__name__, "schema_version": str(SCHEMA_VERSION)})
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return pa.list_(pa.int32(), len(typing.get_args(hint)))
+    if origin is Literal:
+        return pa.string()
+    assert not isinstance(hint, types.UnionType), f"records have no optional fields: {hint}"
+    return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[hint]
