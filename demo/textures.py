@@ -29,7 +29,7 @@ def vivid_palette(seed: int, rng: np.random.Generator) -> list[Colour]:
 def muted_palette(rng: np.random.Generator) -> list[Colour]:
     """Three quiet colours for floors and walls, mostly greyish, now and then stronger."""
     hue = rng.uniform()
-    saturation = rng.choice([0.08, 0.2, 0.35, 0.55], p=[0.3, 0.35, 0.25, 0.1])
+    saturation = rng.choice([0.06, 0.16, 0.3, 0.48], p=[0.3, 0.35, 0.25, 0.1])
     value = rng.uniform(0.45, 0.95)
     steps = [0.0, rng.uniform(-0.22, -0.1), rng.uniform(0.06, 0.15)]
     return [hsv(hue + 0.1 * s, saturation, float(np.clip(value + s, 0.15, 1.0))) for s in steps]

@@ -1,0 +1,175 @@
+"""Work per clip: each clip's product is made once, kept under a digest of what it depends on, and assembled at the end.
+
+A product is a folder `work/<stage>/clips/<key>/` with `product.tar`, `records.parquet` and `ledger.parquet`; the key is a
+digest of the clip's content, the stage's params and the stage's code. A chunk of the clips can be made by any process on
+any machine that shares the folder; assembling takes what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from data_prep.tars import write_tar
+from imprint.core.errors import InputError
+from imprint.core.files import compute_digest, publish_dir
+from imprint.core.progress import show_progress
+from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_records, save_records
+from imprint.core.stage import StageRun, compute_code_digest
+
+RUN_ONLY_KEYS = ("workers", "max_rejected_share")  # params that do not touch a clip's product
+Row = TypeVar("Row", FrameRecord, MaskRecord)
+
+
+@dataclass(frozen=True)
+class Product(Generic[Row]):
+    """What a stage makes of one clip: tar members, index rows and what was left out."""
+
+    members: Sequence[tuple[str, bytes]]
+    rows: Sequence[Row]
+    rejections: Sequence[Rejection]
+
+
+@dataclass(frozen=True)
+class Job(Generic[Row]):
+    """One clip: `make` is called with `argument` in a worker process and must be a module's function."""
+
+    clip_id: str
+    folder: Path
+    kind: type[Row]
+    make: Callable[..., Product[Row]]
+    argument: object
+
+
+def compute_product_key(run: StageRun, content: str, code: Sequence[str]) -> str:
+    """Key of one clip's product from the clip's content digest, the stage's params and its code."""
+    params = {key: value for key, value in run.params.items() if key not in RUN_ONLY_KEYS}
+    return compute_digest(json.dumps([run.name, content, params, compute_code_digest(code)], sort_keys=True))[:32]
+
+
+def parse_chunk(text: str) -> tuple[int, int]:
+    """`2/5` => (2, 5): the second of five shares of the clips."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise InputError(f"--chunk {text}: give i/n with 1 <= i <= n, for example 1/4")
+    return number, count
+
+
+def make_products(jobs: Sequence[Job], description: str, workers: int, chunk: tuple[int, int] | None = None) -> None:
+    """Make the missing products of all clips, or of one chunk of them, in `workers` processes (0: one per core)."""
+    number, count = chunk or (1, 1)
+    mine = list(jobs)[number - 1 :: count]
+    missing = [job for job in mine if not job.folder.is_dir()]
+    num_workers = min(workers or os.cpu_count() or 1, len(missing))
+    with show_progress(description, total=len(mine), done=len(mine) - len(missing)) as bar:
+        if num_workers <= 1:
+            for job in missing:
+                _make_product(job)
+                bar.advance()
+            return
+        for _ in _run_pool(missing, num_workers):
+            bar.advance()
+
+
+def collect(jobs: Sequence[Job]) -> tuple[list, list[Rejection]]:
+    """Index rows and rejections of all products, by clip; every product must be there."""
+    rows, rejections = [], []
+    for job in sorted(jobs, key=lambda job: job.clip_id):
+        rows += load_records(job.folder / "records.parquet", job.kind)
+        rejections += load_records(job.folder / "ledger.parquet", Rejection)
+    return rows, rejections
+
+
+def publish(jobs: Sequence[Job], rows: Sequence, run: StageRun, target: Path) -> None:
+    """Publish `<clip_id>.tar` of every clip with a row, and `index.parquet`, in one rename."""
+    staged = Path(tempfile.mkdtemp(prefix="assemble-", dir=run.work_dir))
+    kept = {row.clip_id for row in rows}
+    try:
+        for job in jobs:
+            if job.clip_id in kept:
+                _link_or_copy(job.folder / "product.tar", staged / f"{job.clip_id}.tar")
+        save_records(staged / "index.parquet", jobs[0].kind, rows)
+        publish_dir(staged, target)
+    finally:
+        shutil.rmtree(staged)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _make_product(job: Job) -> None:
+    """Write into a folder beside the target, then rename: a folder with the final name is complete."""
+    product = job.make(job.argument)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{job.folder.name}.", dir=job.folder.parent))
+    try:
+        write_tar(staged / "product.tar", product.members)
+        save_records(staged / "records.parquet", job.kind, product.rows)
+        save_records(staged / "ledger.parquet", Rejection, product.rejections)
+        os.chmod(staged, 0o755)
+        os.replace(staged, job.folder)
+    except OSError:
+        if not job.folder.is_dir():  # else another process was first, with the same bytes
+            raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _run_pool(jobs: Sequence[Job], num_workers: int) -> Iterator[Job]:
+    with _open_pool(num_workers) as pool:
+        pending: dict[Future[None], Job] = {pool.submit(_make_product, job): job for job in jobs}
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = pending.pop(future)
+                future.result()
+                yield job
+
+
+@contextmanager
+def _open_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(num_workers, mp_context=get_process_context(), initializer=end_with_parent)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise ConnectionError("a worker process was killed (out of memory?); run again, with fewer workers if it recurs") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def get_process_context() -> ForkServerContext:
+    """Children come from a single-threaded server that has the slow imports done: a plain fork of a process with OpenCV's
+    threads can lock up, and a fresh interpreter per clip would cost more than a short clip's decoding."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["cv2", "pyarrow.parquet", "data_prep.tars", "imprint.core.stage"])
+    return context
+
+
+def end_with_parent() -> None:
+    """Call it in a child process: it then does not outlive a parent that was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,105 @@
+"""Stage `extract_frames`: sharp, distinct frames of every clip with their shots; one tar per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+import numpy as np
+
+from data_prep.fanout import Job, Product, collect, compute_product_key, make_products, parse_chunk, publish
+from data_prep.frames.readers import Reader, ReadFailure, get_readers, read_frames
+from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices
+from data_prep.ledger import check_share, print_counts, save_ledger
+from imprint.core.params import ExtractFrames, Params
+from imprint.core.records import ClipRecord, FrameRecord, Rejection, load_records
+from imprint.core.stage import open_stage
+
+CODE = ("data_prep.frames", "data_prep.fanout", "data_prep.ledger", "data_prep.tars", "imprint.core")
+CLIPS = Path("data/clips.parquet")
+OUT = Path("data/frames")
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """What a worker needs for one clip."""
+
+    clip: ClipRecord
+    file: str
+    params: ExtractFrames
+    readers: tuple[Reader, ...]
+
+
+def run_extract_frames(
+    params: Params, root: Path = Path("."), *, chunk: str | None = None, readers: tuple[Reader, ...] | None = None
+) -> None:
+    """Write `data/frames/` and the ledger; with `chunk` (`i/n`) only make the products of that share of the clips.
+
+    readers: tried in turn for each clip; this machine's by default.
+    """
+    section, share = params.extract_frames, parse_chunk(chunk) if chunk else None
+    run = open_stage(STAGE, section, [CLIPS], CODE, root)
+    clips = load_records(root / CLIPS, ClipRecord)
+    chosen = readers or get_readers()
+    jobs = [
+        Job(
+            clip_id=clip.clip_id,
+            folder=run.clips_dir / compute_product_key(run, clip.clip_id, CODE),
+            kind=FrameRecord,
+            make=extract_clip,
+            argument=ClipJob(clip, str(root / clip.path), section, chosen),
+        )
+        for clip in clips
+    ]
+    make_products(jobs, "extract_frames: clips", section.workers, share)
+    if share:
+        return
+    rows, rejections = collect(jobs)
+    save_ledger(STAGE, rejections, root)
+    print_counts(STAGE, f"{len(rows)} frames of {len(clips)} clips", rejections)
+    check_share(STAGE, "frames", len(rejections), len(rows), section.max_rejected_share)
+    publish(jobs, rows, run, root / OUT)
+
+
+def extract_clip(job: ClipJob) -> Product[FrameRecord]:
+    """Frames of one clip by the first reader that can read all of it; else by the one that came furthest."""
+    wanted = compute_sample_indices(job.clip.num_frames, job.clip.fps, job.params.sample_fps)
+    indices = wanted[: job.params.max_frames_per_clip]
+    best, reasons = FrameFilter(job.clip, job.params), []
+    for reader in job.readers:
+        attempt = FrameFilter(job.clip, job.params)
+        try:
+            frames = read_frames(reader, job.file, indices, job.params.deadline_s)
+            attempt.run(_check_sizes(frames, job.clip), indices)
+        except ReadFailure as failure:
+            reasons.append(f"{reader.__name__}: {failure}")
+            best = max(best, attempt, key=_count_seen)
+            continue
+        best = attempt
+        break
+    lost = len(indices) - _count_seen(best)
+    rejections = [*best.rejections, *_explain_lost(job.clip.clip_id, lost, "; ".join(reasons))]
+    if len(wanted) > len(indices):
+        detail = f"{len(wanted) - len(indices)} sampled frames after the first {len(indices)}"
+        rejections.append(Rejection(stage=STAGE, item=job.clip.clip_id, reason="over_max_frames", detail=detail))
+    return Product(best.members, best.rows, rejections)
+
+
+def _count_seen(frames: FrameFilter) -> int:
+    return len(frames.rows) + len(frames.rejections)
+
+
+def _explain_lost(clip_id: str, lost: int, detail: str) -> list[Rejection]:
+    if lost == 0:
+        return []
+    return [Rejection(stage=STAGE, item=clip_id, reason="undecodable", detail=f"{lost} sampled frames: {detail}")]
+
+
+def _check_sizes(frames: Iterator[np.ndarray], clip: ClipRecord) -> Iterator[np.ndarray]:
+    """decord does not turn frames upright and may return wrong ones; the size shows the first."""
+    for frame in frames:
+        if frame.shape[:2] != (clip.height_px, clip.width_px):
+            raise ReadFailure(f"frame of {frame.shape[1]} x {frame.shape[0]} px, probed {clip.width_px} x {clip.height_px}")
+        yield frame

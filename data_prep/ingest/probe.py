@@ -1,0 +1,52 @@
+"""What a video file says of itself, and whether its first frame can be decoded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_FPS = 1000.0  # a container that claims more, or none, has a broken header
+
+
+@dataclass(frozen=True)
+class VideoProbe:
+    """Size as decoded (turned upright), frames per second and number of frames."""
+
+    num_frames: int
+    fps: float
+    height_px: int
+    width_px: int
+
+
+def probe_video(path: Path) -> VideoProbe | str:
+    """Probe one file; a string says why it cannot be read."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the reason goes into the ledger, not to the terminal
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+    import cv2
+
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        if not capture.isOpened():
+            return "no video stream found"
+        ok, frame = capture.read()
+        if not ok:
+            return "the first frame cannot be decoded"
+        fps = float(capture.get(cv2.CAP_PROP_FPS))
+        if not 0.0 < fps <= MAX_FPS:
+            return f"the container gives {fps:g} frames per second"
+        num_frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if num_frames <= 0:  # some containers do not say
+            num_frames = 1 + _count_remaining(capture)
+        return VideoProbe(num_frames=num_frames, fps=fps, height_px=frame.shape[0], width_px=frame.shape[1])
+    finally:
+        capture.release()
+
+
+def _count_remaining(capture) -> int:  # noqa: ANN001 (cv2 is imported lazily)
+    count = 0
+    while capture.grab():
+        count += 1
+    return count

@@ -1,0 +1,144 @@
+"""Renders everything that the demo ships, and training objects: `python -m demo.render --help`.
+
+Needs the extra `render` (Mitsuba 3 and PyAV). Each clip, case or picture is a task; what is on disk is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def start_worker() -> None:
+    """Choose Mitsuba's variant, before any module that uses it; one thread, since the pool has one process per core."""
+    import drjit
+    import mitsuba
+
+    mitsuba.set_variant("scalar_rgb")
+    drjit.set_thread_count(1)
+    mitsuba.set_log_level(mitsuba.LogLevel.Error)
+
+
+def _call(task: Callable[[], object]) -> object:
+    return task()
+
+
+def run_pool(tasks: list[Callable[[], object]], title: str, num_workers: int) -> list[object]:
+    """Run the tasks in worker processes; one line of progress every few seconds. The first error ends it."""
+    context = multiprocessing.get_context("spawn")
+    started = shown = time.monotonic()
+    results: list[object] = []
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker) as pool:
+        futures = [pool.submit(_call, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                results.append(future.result())
+                now = time.monotonic()
+                if now - shown > 5 or len(results) == len(tasks):
+                    rate = (now - started) / len(results)
+                    left = rate * (len(tasks) - len(results))
+                    print(f"{title}: {len(results)}/{len(tasks)}, {now - started:.0f} s, {left:.0f} s left", flush=True)
+                    shown = now
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return results
+
+
+# The tasks import their modules when they run: those need Mitsuba's variant to be set.
+def _object_task(seed: int, folder: Path, num_views: int, size_px: int) -> None:
+    from demo.segdata import write_object_views
+
+    write_object_views(seed, folder, num_views=num_views, size_px=size_px)
+
+
+def _scene_task(seed: int, folder: Path, size_px: int) -> None:
+    from demo.segdata import write_scene
+
+    write_scene(seed, folder, size_px=size_px)
+
+
+def _clip_task(index: int, folder: Path) -> None:
+    from demo.encode import write_clip
+
+    write_clip(index, folder)
+
+
+def _case_task(index: int, folder: Path) -> None:
+    from demo.cases import write_case
+
+    write_case(index, folder)
+
+
+def render_objects(args: argparse.Namespace) -> None:
+    """RGBA views of single objects."""
+    first = args.first
+    seeds = range(first, first + args.count)
+    tasks = [partial(_object_task, seed, args.out, args.views, args.px) for seed in seeds]
+    run_pool(tasks, "objects", args.workers)
+
+
+def render_scenes(args: argparse.Namespace) -> None:
+    """Pictures of one to four objects with exact masks."""
+    # Steps of 5: a scene draws its objects from the seeds that follow its own.
+    tasks = [partial(_scene_task, args.first + 5 * i, args.out, args.px) for i in range(args.count)]
+    run_pool(tasks, "scenes", args.workers)
+
+
+def render_clips(args: argparse.Namespace) -> None:
+    """The demo clips with their masks, then their archive."""
+    from demo.archive import pack_clips
+    from demo.catalogue import NUM_CLIPS
+
+    chosen = args.only or range(NUM_CLIPS)
+    run_pool([partial(_clip_task, index, args.out) for index in chosen], "clips", args.workers)
+    if not args.only:
+        pack_clips(args.out, ASSETS)
+
+
+def render_cases(args: argparse.Namespace) -> None:
+    """The test cases with ground truth, then their archive."""
+    from demo.archive import pack_cases
+    from demo.catalogue import NUM_CASES
+
+    chosen = args.only or range(NUM_CASES)
+    run_pool([partial(_case_task, index, args.out) for index in chosen], "cases", args.workers)
+    if not args.only:
+        pack_cases(args.out, ASSETS)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m demo.render", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    entries = {"clips": render_clips, "cases": render_cases, "objects": render_objects, "scenes": render_scenes}
+    for name, action in entries.items():
+        command = commands.add_parser(name, help=(action.__doc__ or "").strip(), description=action.__doc__)
+        command.add_argument("--out", type=Path, required=True, help="folder for the pictures; keeps what is there")
+        command.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+        command.set_defaults(action=action)
+        if name in ("clips", "cases"):
+            command.add_argument("--only", type=int, nargs="+", help="numbers to render; then nothing is packed")
+        else:
+            command.add_argument("--count", type=int, default=300, help="how many objects or scenes (default 300)")
+            command.add_argument("--first", type=int, default=100_000, help="first seed (default: SEGMENTER_SEEDS)")
+            command.add_argument("--px", type=int, default=96 if name == "objects" else 128, help="side in pixels")
+    commands.choices["objects"].add_argument("--views", type=int, default=3, help="views per object (default 3)")
+    return parser
+
+
+def main() -> None:
+    """Entry point."""
+    args = build_parser().parse_args()
+    args.action(args)
+
+
+if __name__ == "__main__":
+    main()

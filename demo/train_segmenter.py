@@ -1,0 +1,184 @@
+"""Train the shipped segmentation network and export it to ONNX; see `imprint/segmentation/networks.py`.
+
+    python -m demo.train_segmenter --data build/segmenter --output imprint/segmentation/imprint_small.onnx
+
+Needs the `render` extra's `onnx` package. The result follows from the data, the seed and the number of steps, on one
+machine with one thread count. The last tenth of the scenes is kept out of the training and measured at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from demo.segmenter_data import Pool, Scenes, build_backgrounds, draw_sample, load_objects, load_scenes
+from imprint.core.files import write_bytes_atomic
+from imprint.core.progress import show_progress
+from imprint.segmentation.networks import IMAGENET_MEAN, IMAGENET_STD
+
+WIDTHS = (8, 16, 32, 64, 88)  # channels at 128, 64, 32, 16 and 8 px
+MAX_RATE = 3e-3
+WARMUP_STEPS = 100
+EMA_DECAY = 0.998
+
+
+class Block(nn.Module):
+    """Residual pair of 3 x 3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_conv(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False))
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.layers(x)))
+
+
+class SmallUNet(nn.Module):
+    """U-Net with the mean of the deepest level added to it, so that each place knows the whole picture."""
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, widths[0]))
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Sequential(*_conv(a, b, stride=2), Block(b)) for a, b in pairs)
+        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], widths[-1], 1), nn.ReLU())
+        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(pairs))
+        self.up = nn.ModuleList(nn.Sequential(*_conv(a, a)) for a, _ in reversed(pairs))
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b 3 h w], normalised => logits [b 1 h w]
+        levels = [self.stem(x)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = levels.pop()
+        x = x + self.context(x)
+        for narrow, up in zip(self.narrow, self.up, strict=True):
+            x = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = up(levels.pop() + x)
+        return self.head(x)
+
+
+class SampleDataset(Dataset):
+    """Sample i follows from (seed, i) alone."""
+
+    def __init__(self, pool: Pool, seed: int, count: int) -> None:
+        self.pool, self.seed, self.count = pool, seed, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return draw_sample(self.pool, np.random.default_rng([self.seed, index]))
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 [b h w 3] => float32 [b 3 h w], as rembg does it: each picture over its maximum, then mean and deviation."""
+    x = images.permute(0, 3, 1, 2).float()
+    x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
+    """Binary cross-entropy plus Dice per picture. logits: [b 1 h w]; opacity: [b h w] in [0, 1]."""
+    logits = logits[:, 0]
+    entropy = F.binary_cross_entropy_with_logits(logits, opacity)
+    probability = torch.sigmoid(logits)
+    overlap = (probability * opacity).sum((1, 2))
+    dice = (2 * overlap + 20) / (probability.sum((1, 2)) + opacity.sum((1, 2)) + 20)
+    return entropy + 0.5 * (1 - dice).mean()
+
+
+def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int) -> SmallUNet:
+    """The averaged network after `steps` steps of AdamW with warm-up and cosine."""
+    torch.manual_seed(seed)
+    model = SmallUNet().to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, MAX_RATE, total_steps=steps, pct_start=min(WARMUP_STEPS / steps, 0.3), cycle_momentum=False
+    )
+    loader = DataLoader(SampleDataset(pool, seed, steps * batch_size), batch_size, num_workers=workers)
+    with show_progress("train segmenter", steps) as bar:
+        for step, (images, opacities) in enumerate(loader):
+            loss = compute_loss(model(normalize(images)), opacities.float() / 255.0)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            _update_average(average, model, min(EMA_DECAY, (step + 1) / (step + 10)))
+            bar.advance(note=f"loss {loss.item():.3f}")
+    return average.eval()
+
+
+@torch.no_grad()
+def compute_mean_iou(model: SmallUNet, scenes: Scenes) -> float:
+    """Mean over pictures of the intersection over union at probability 0.5."""
+    ious = []
+    for image, mask in zip(scenes.images, scenes.masks, strict=True):
+        found = model(normalize(torch.from_numpy(image)[None]))[0, 0].numpy() > 0
+        truth = mask > 127
+        ious.append((found & truth).sum() / max((found | truth).sum(), 1))
+    return float(np.mean(ious))
+
+
+def export_onnx(model: SmallUNet) -> bytes:
+    """ONNX file: `image` float32 [b, 3, 128, 128], normalised => `probability` [b, 1, 128, 128]."""
+    buffer = io.BytesIO()
+    network = nn.Sequential(copy.deepcopy(model).to(memory_format=torch.contiguous_format), nn.Sigmoid()).eval()
+    names = {"image": {0: "batch"}, "probability": {0: "batch"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the newer exporter needs onnxscript and writes local paths
+        torch.onnx.export(network, (torch.zeros(1, 3, 128, 128),), buffer, dynamo=False, opset_version=17,
+                          input_names=["image"], output_names=["probability"], dynamic_axes=names)
+    return buffer.getvalue()
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder with objects/ and scenes/")],
+    output: Annotated[Path, typer.Option(help="the ONNX file to write")],
+    steps: int = 5000,
+    batch_size: int = 16,
+    seed: int = 0,
+    threads: int = 2,
+    workers: Annotated[int, typer.Option(help="processes that draw the pictures")] = 1,
+) -> None:
+    """Train, measure on the held-out scenes, export."""
+    torch.set_num_threads(threads)
+    scenes = load_scenes(data / "scenes")
+    split = len(scenes.images) * 9 // 10
+    training = Scenes(scenes.images[:split], scenes.masks[:split])
+    held_out = Scenes(scenes.images[split:], scenes.masks[split:])
+    pool = Pool(training, load_objects(data / "objects"), build_backgrounds(seed))
+    model = train(pool, steps=steps, batch_size=batch_size, seed=seed, workers=workers)
+    write_bytes_atomic(output, export_onnx(model))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters} parameters, {output.stat().st_size / 1e6:.2f} MB")
+    print(f"mean IoU on {len(held_out.images)} held-out scenes: {compute_mean_iou(model, held_out):.4f}")
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,74 @@
+"""What is measured on one composite against its ground truth, and where.
+
+A change of any definition here is a new `METRICS_VERSION`: numbers of different versions never meet (see protocol.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from imprint.core.masks import MaskLevel
+from imprint.evaluation.cases import Case
+
+METRICS_VERSION = 1
+REGIONS = ("object", "shadow", "surround")
+MIN_REGION_PX = 16  # a smaller region is "not applicable"
+MAX_PSNR_DB = 60.0  # where two pictures are (nearly) equal
+CHANGED_LEVELS = 16  # a pixel counts as changed where a channel differs by more, of 255
+
+Values = dict[str, float | None]
+
+
+def compute_regions(case: Case, level: MaskLevel) -> dict[str, np.ndarray]:
+    """Where the numbers are taken, all inside the hole: the object, its shadow, and all of the hole but the object."""
+    hole = case.holes[level]
+    return {
+        "object": hole & case.object_mask,
+        "shadow": hole & case.shadow_mask,
+        "surround": hole & ~case.object_mask,
+    }
+
+
+def compute_psnr_db(image: np.ndarray, truth: np.ndarray, region: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB over the true pixels of `region`, of uint8 pictures, at most MAX_PSNR_DB."""
+    difference = image[region].astype(np.float64) - truth[region].astype(np.float64)
+    mean_square = max(float(np.mean(difference**2)), 255.0**2 / 10 ** (MAX_PSNR_DB / 10))
+    return float(10 * np.log10(255.0**2 / mean_square))
+
+
+def compute_ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[h, w] structural similarity per pixel as in Wang et al. 2004 (Gaussian window, sigma 1.5), mean of the channels."""
+    from skimage.metrics import structural_similarity
+
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    return structural_similarity(truth, image, channel_axis=-1, full=True, **options)[1].mean(axis=-1)
+
+
+def compute_shape_iou(image: np.ndarray, case: Case) -> float:
+    """Intersection over union of what the method changed in the plate with the object's true shape."""
+    changed = np.abs(image.astype(np.int16) - case.plate).max(axis=-1) > CHANGED_LEVELS
+    return float((changed & case.object_mask).sum() / (changed | case.object_mask).sum())
+
+
+def measure_composite(image: np.ndarray, case: Case, level: MaskLevel) -> Values:
+    """All numbers of one composite; None where its region has fewer than MIN_REGION_PX pixels.
+
+    That nothing outside the hole changed is no number: it is asserted.
+    """
+    hole = case.holes[level]
+    assert np.array_equal(image[~hole], case.plate[~hole]), f"{case.name}: pixels outside the {level} hole changed"
+    ssim = compute_ssim_map(image, case.truth)
+    values: Values = {}
+    for name, region in compute_regions(case, level).items():
+        large_enough = region.sum() >= MIN_REGION_PX
+        values[f"{name}_psnr_db"] = compute_psnr_db(image, case.truth, region) if large_enough else None
+        values[f"{name}_ssim"] = float(ssim[region].mean()) if large_enough else None
+    values["shape_iou"] = compute_shape_iou(image, case)
+    return values
+
+
+def get_finite(rows: list[Mapping[str, float | None]], name: str) -> np.ndarray:
+    """The applicable values of one metric over rows, in order."""
+    return np.array([row[name] for row in rows if row[name] is not None], dtype=np.float64)

@@ -1,0 +1,95 @@
+"""Which networks there are, what picture each one takes, and which are refused. Loads no rembg.
+
+`imprint_small.onnx` is ours: a U-Net of 0.3 M parameters at 128 x 128 px, made by `demo/train_segmenter.py` on rendered
+objects and scenes; `demo/benchmark_segmenter.py` prints how good it is on the demo clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from imprint.core.errors import InputError
+
+SHIPPED_NAME = "imprint-small"
+SHIPPED_PATH = Path(__file__).with_name("imprint_small.onnx")
+REMEDY = f"set segment_objects.model to {SHIPPED_NAME} (shipped, no download) or to the path of an ONNX file"
+
+Colour = tuple[float, float, float]
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to feed a network: square pictures of `size_px` (a fixed size in the file wins), `(x / max - mean) / std`.
+
+    logits: whether its output needs a sigmoid; None: found by trying when it is opened.
+    """
+
+    size_px: int = 320
+    mean: Colour = IMAGENET_MEAN
+    std: Colour = IMAGENET_STD
+    logits: bool | None = None
+    commercial: bool = True
+
+
+ANY_FILE = Network()  # the convention for ONNX files of the user's own; rembg's `u2net_custom` has it too
+SHIPPED = Network(size_px=128, logits=False)
+_BIREFNET = Network(size_px=1024, logits=True)
+
+# rembg's own input sizes, means and outputs (rembg/sessions/*.py, 2.0.86).
+REMBG_NETWORKS = {
+    "u2net": Network(logits=False),
+    "u2netp": Network(logits=False),
+    "u2net_human_seg": Network(logits=False),
+    "silueta": Network(logits=False),
+    "isnet-general-use": Network(1024, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), logits=False),
+    "isnet-anime": Network(1024, IMAGENET_MEAN, (1.0, 1.0, 1.0), logits=False),
+    "birefnet-general": _BIREFNET,
+    "birefnet-general-lite": _BIREFNET,
+    "birefnet-general-fp16": _BIREFNET,
+    "birefnet-portrait": _BIREFNET,
+    "birefnet-dis": _BIREFNET,
+    "birefnet-hrsod": _BIREFNET,
+    "birefnet-cod": _BIREFNET,
+    "birefnet-massive": _BIREFNET,
+    "bria-rmbg": Network(1024, commercial=False),
+}
+
+_REFUSED = {
+    "withoutbg": "sends your pictures to a remote service",
+    "atlascloud": "sends your pictures to a remote service",
+    "sam": "needs a prompt for every picture",
+    "u2net_cloth_seg": "finds clothes, not objects",
+    "u2net_custom": "is rembg's name for a file of your own",
+    "dis_custom": "is rembg's name for a file of your own",
+    "ben_custom": "is rembg's name for a file of your own",
+}
+
+
+def find_network(model: str, *, allow_noncommercial: bool) -> Network:
+    """The network that `segment_objects.model` names. `InputError` if it is refused or unknown, or the file is missing."""
+    if model == SHIPPED_NAME:
+        return SHIPPED
+    if model in _REFUSED:
+        raise InputError(f"segment_objects.model: {model} {_REFUSED[model]}, which is not supported; {REMEDY}")
+    if model in REMBG_NETWORKS:
+        network = REMBG_NETWORKS[model]
+        if not network.commercial and not allow_noncommercial:
+            raise InputError(
+                f"segment_objects.model: the weights of {model} are not for commercial use; "
+                f"set segment_objects.allow_noncommercial to true if that is fine, or {REMEDY}"
+            )
+        return network
+    if not is_path(model):
+        known = ", ".join([SHIPPED_NAME, *REMBG_NETWORKS])
+        raise InputError(f"segment_objects.model: unknown model {model!r}; use one of {known}, or the path of an ONNX file")
+    if not Path(model).is_file():
+        raise InputError(f"segment_objects.model: there is no file {model}; put the ONNX file there, or {REMEDY}")
+    return ANY_FILE
+
+
+def is_path(model: str) -> bool:
+    """Whether `segment_objects.model` is meant as a file, not as a name."""
+    return model.endswith(".onnx") or "/" in model

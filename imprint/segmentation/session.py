@@ -1,0 +1,158 @@
+"""The session: a rembg session with raw scores. This module alone imports rembg.
+
+rembg's own sessions stretch every answer to its minimum and maximum, so that a picture without an object cannot be told
+from one with (and a flat answer becomes NaN); this one gives the network's probabilities, in batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from imprint.core.errors import InputError
+from imprint.core.params import SegmentObjects
+from imprint.segmentation.networks import REMEDY, SHIPPED_NAME, SHIPPED_PATH, Network, find_network, is_path
+
+# Importing rembg compiles numba code for over a minute; only its alpha matting, not used here, needs it compiled.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+
+import onnxruntime as ort  # noqa: E402
+import rembg  # noqa: E402
+from rembg.sessions import sessions as rembg_sessions  # noqa: E402
+from rembg.sessions.base import BaseSession  # noqa: E402
+
+
+class NetworkSession(BaseSession):
+    """One ONNX file as rembg sees it: `predict` is rembg's protocol, `compute_scores` gives the raw probabilities."""
+
+    def __init__(self, path: Path, network: Network, options: ort.SessionOptions) -> None:
+        super().__init__(path.stem, options, model_path=path)  # chooses onnxruntime's provider and loads the file
+        self.size_hw, self.fixed_batch = _read_input_shape(self.inner_session, network)
+        self.network = network
+        self.logits = _find_logits(self) if network.logits is None else network.logits
+
+    @classmethod
+    def download_models(cls, *args: Any, **kwargs: Any) -> str:
+        """rembg asks here for the file; ours is there already."""
+        return str(kwargs["model_path"])
+
+    @classmethod
+    def name(cls, *args: Any, **kwargs: Any) -> str:
+        """rembg's name for this kind of session."""
+        return "imprint"
+
+    def predict(self, img: Image.Image, *args: Any, **kwargs: Any) -> list[Image.Image]:
+        """One picture => one mask, grey 0-255 = probability 0-1, at the picture's size."""
+        scores = self.compute_scores([np.asarray(img.convert("RGB"))])[0]
+        return [Image.fromarray(np.rint(scores * 255).astype(np.uint8))]
+
+    def compute_scores(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """RGB uint8 [h, w, 3] of any sizes => float32 [h, w] foreground probabilities; one call of the network."""
+        raw = self.run_network(images)
+        probabilities = 1.0 / (1.0 + np.exp(-raw)) if self.logits else raw
+        return [_resize_scores(p, i.shape[:2]) for p, i in zip(probabilities, images, strict=True)]
+
+    def run_network(self, images: list[np.ndarray]) -> np.ndarray:
+        """The network's first output, float32 [b, h, w], as it is."""
+        feed = self.inner_session.get_inputs()[0]
+        pixels = np.concatenate([self._normalize(image)[feed.name] for image in images])
+        dtype = np.float16 if feed.type == "tensor(float16)" else np.float32
+        output = np.asarray(self.inner_session.run(None, {feed.name: pixels.astype(dtype)})[0], np.float32)
+        return output[:, 0] if output.ndim == 4 else output
+
+    def _normalize(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        size_wh = (self.size_hw[1], self.size_hw[0])
+        return self.normalize(Image.fromarray(image), self.network.mean, self.network.std, size_wh)
+
+
+@dataclass(frozen=True)
+class ObjectSession:
+    """Foreground segmentation with one network; made by `build_session`."""
+
+    rembg_session: NetworkSession
+    batch_size: int
+    threshold: float
+
+    def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """RGB uint8 [h, w, 3] of any sizes => float32 [h, w] raw foreground probability in [0, 1], at each one's size."""
+        size = self.rembg_session.fixed_batch or self.batch_size
+        batches = [images[start : start + size] for start in range(0, len(images), size)]
+        return [scores for batch in batches for scores in self.rembg_session.compute_scores(batch)]
+
+
+def open_session(params: SegmentObjects, *, threads: int) -> ObjectSession:
+    """See `imprint.segmentation.build_session`."""
+    path = Path(params.model).absolute() if is_path(params.model) else None  # a change of folder is another file
+    network = find_network(params.model, allow_noncommercial=params.allow_noncommercial)
+    session = _open_network(params.model, path, network, threads, os.getpid())
+    return ObjectSession(session, params.batch_size, params.threshold)
+
+
+def remove_background(image: np.ndarray, session: ObjectSession) -> np.ndarray:
+    """See `imprint.segmentation.segment_image`."""
+    opacity = rembg.remove(image, session=session.rembg_session, only_mask=True)
+    return np.asarray(opacity) >= session.threshold * 255
+
+
+@functools.cache  # one per process; a forked child must not use its parent's, hence the process in the key
+def _open_network(model: str, path: Path | None, network: Network, threads: int, _process: int) -> NetworkSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves the core to others
+    if path is None:
+        path = SHIPPED_PATH if model == SHIPPED_NAME else _fetch_weights(model)
+    try:
+        return NetworkSession(path, network, options)
+    except InputError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise InputError(f"segment_objects.model: {path} is no usable ONNX file ({_first_line(error)}); {REMEDY}") from error
+
+
+def _fetch_weights(model: str) -> Path:
+    """The file of a named rembg model, downloaded by rembg on first use."""
+    kind = rembg_sessions[model]
+    try:
+        return Path(kind.download_models())
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"segment_objects.model: the weights of {model} are missing and could not be downloaded "
+            f"({type(error).__name__}: {_first_line(error)}); put {model}.onnx into {kind.model_dir()}, or {REMEDY}"
+        ) from error
+
+
+def _read_input_shape(session: ort.InferenceSession, network: Network) -> tuple[tuple[int, int], int | None]:
+    """Picture size and, where the file fixes it, batch size."""
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or shape[1] not in (3, "3") and isinstance(shape[1], int):
+        raise InputError(f"segment_objects.model: the network's input is {shape}, not [batch, 3, height, width]; {REMEDY}")
+    batch, height, width = (size if isinstance(size, int) and size > 0 else None for size in (shape[0], *shape[2:]))
+    if batch not in (None, 1):
+        raise InputError(f"segment_objects.model: the network takes {batch} pictures at once, not one or any number; {REMEDY}")
+    return (height or network.size_px, width or network.size_px), batch
+
+
+def _find_logits(session: NetworkSession) -> bool:
+    """Whether the network's answers leave [0, 1]: tried on black, on white and on noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (*session.size_hw, 3), np.uint8)
+    tries = [np.zeros_like(noise), np.full_like(noise, 255), noise]
+    answers = np.concatenate([session.run_network([image]) for image in tries])
+    return bool(answers.min() < -1e-3 or answers.max() > 1 + 1e-3)
+
+
+def _resize_scores(scores: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:
+    smaller = size_hw[0] < scores.shape[0]
+    mode = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.clip(cv2.resize(scores, (size_hw[1], size_hw[0]), interpolation=mode), 0.0, 1.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

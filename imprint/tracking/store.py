@@ -1,0 +1,66 @@
+"""Where MLflow keeps its data: a SQLite file and a folder inside the project, both by absolute path.
+
+MLflow resolves relative URIs against the working directory and stores artifact paths as they are given, so a relative
+one would point elsewhere from the next folder. `MLFLOW_TRACKING_URI` in the environment wins over the default.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "imprint"
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # of a dead server; MLflow's own default takes minutes to give up
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+def resolve_tracking_uri(root: Path) -> str:
+    """`MLFLOW_TRACKING_URI`, or `mlflow.db` in the project's root folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def set_mlflow_environment() -> None:
+    """No telemetry, no progress bars, no pickles, and a dead server is given up soon; what is set already stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def open_store(root: Path) -> tuple[MlflowClient, str]:
+    """The client and the experiment's id; makes the database and the experiment where they are missing.
+
+    Under a file lock, because two processes that make the database at once break it.
+    """
+    set_mlflow_environment()
+    from mlflow import MlflowClient
+
+    uri = resolve_tracking_uri(root)
+    with _lock(root):
+        client = MlflowClient(uri, registry_uri=uri)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return client, found.experiment_id
+        location = (root / "mlruns").resolve().as_uri() if uri.startswith("sqlite:") else None
+        return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    folder = root / "mlruns"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,198 @@
+"""imprint.core on disk: atomic files, records, params and what every stage shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from imprint.core import files, records, stage
+from imprint.core.errors import InputError
+from imprint.core.params import Evaluate, load_params
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "value.json"
+    files.write_json_atomic(target, {"a": 1})
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_json_atomic(target, {"a": 2})
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        files.write_json_atomic(tmp_path / "value.json", {"a": float("nan")})
+
+
+def test_publish_dir_replaces_what_stood_there(tmp_path: Path) -> None:
+    for name, folder in (("new.txt", "work"), ("old.txt", "out")):
+        files.write_bytes_atomic(tmp_path / folder / name, b"x")
+    files.publish_dir(tmp_path / "work", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]
+
+
+def test_path_digest_sees_names_and_contents_but_no_caches(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1")
+    first = files.compute_path_digest(tmp_path)
+    files.write_bytes_atomic(tmp_path / "__pycache__" / "a.pyc", b"x")
+    assert files.compute_path_digest(tmp_path) == first
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    renamed = files.compute_path_digest(tmp_path)
+    (tmp_path / "b.txt").write_text("2")
+    assert len({first, renamed, files.compute_path_digest(tmp_path)}) == 3
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        records.ClipRecord,
+        records.FrameRecord,
+        records.MaskRecord,
+        records.PairRecord,
+        records.ViewRecord,
+        records.Rejection,
+    ],
+)
+def test_records_round_trip(tmp_path: Path, kind: type) -> None:
+    names = {"int": 7, "float": 0.25, "str": "text", "Split": "val", "PairKind": "video"}
+    values = {field.name: names.get(str(field.type), (1, 2, 3, 4)) for field in dataclasses.fields(kind)}
+    rows = [kind(**values), kind(**values)]
+    records.save_records(tmp_path / "rows.parquet", kind, rows)
+    assert records.load_records(tmp_path / "rows.parquet", kind) == rows
+    records.save_records(tmp_path / "none.parquet", kind, [])
+    assert records.load_records(tmp_path / "none.parquet", kind) == []
+
+
+def test_records_of_another_type_or_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    records.save_records(path, records.Rejection, [])
+    with pytest.raises(InputError, match="holds Rejection version 1, not ClipRecord version 1"):
+        records.load_records(path, records.ClipRecord)
+    table = pq.read_table(path)
+    metadata = {"record": "Rejection", "schema_version": "999"}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(InputError, match="version 999"):
+        records.load_records(path, records.Rejection)
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(InputError, match="holds [?]"):
+        records.load_records(path, records.Rejection)
+
+
+def test_missing_or_broken_record_files_name_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    for name in ("absent.parquet", "broken.parquet"):
+        with pytest.raises(InputError, match=f"{name}.*dvc repro"):
+            records.load_records(tmp_path / name, records.Rejection)
+
+
+def test_ids_depend_on_every_part_and_its_place() -> None:
+    ids = {records.build_id("ab", 1), records.build_id("a", "b1"), records.build_id("ab1"), records.build_id(1, "ab")}
+    assert len(ids) == 4 and all(len(value) == 16 for value in ids)
+
+
+# --- params and stages ----------------------------------------------------------------------------------------------
+
+
+def edit_params(path: Path, section: str, changes: dict, drop: str = "") -> Path:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values[section].update(changes)
+    values[section].pop(drop, None)
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_the_projects_params_load_with_and_without_the_smoke_overlay() -> None:
+    smoke = load_params(ROOT / "params.yaml", ROOT / "params" / "smoke.yaml")
+    assert (
+        smoke.pretrain_encoder.preset == "tiny" and load_params(ROOT / "params.yaml").pretrain_encoder.preset == "base"
+    )
+    assert smoke.ingest == load_params(ROOT / "params.yaml").ingest
+
+
+@pytest.mark.parametrize(
+    ("changes", "drop", "message"),
+    [
+        ({"guidence": 2.0}, "", "evaluate.guidence: unknown key; the keys are cases, .*guidance"),
+        ({}, "guidance", "evaluate.guidance: missing key"),
+        ({"steps": 0}, "", "evaluate.steps: input should be greater than or equal to 1 .found 0"),
+        ({"levels": ["boks"]}, "", "evaluate.levels.0: input should be 'exact'"),
+    ],
+)
+def test_params_errors_name_file_key_and_fault(tmp_path: Path, changes: dict, drop: str, message: str) -> None:
+    path = edit_params(tmp_path / "params.yaml", "evaluate", changes, drop)
+    with pytest.raises(InputError, match=message) as caught:
+        load_params(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_overlay_typos_and_unreadable_params_are_input_errors(tmp_path: Path) -> None:
+    (tmp_path / "overlay.yaml").write_text("evaluate: {stepps: 3}")
+    with pytest.raises(InputError, match="overlay.yaml: evaluate.stepps: unknown key"):
+        load_params(ROOT / "params.yaml", tmp_path / "overlay.yaml")
+    with pytest.raises(InputError, match="absent.yaml cannot be read"):
+        load_params(tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match="no valid YAML"):
+        load_params(tmp_path / "broken.yaml")
+
+
+def test_a_stages_key_follows_its_params_inputs_and_code(tmp_path: Path) -> None:
+    section = load_params(ROOT / "params.yaml").evaluate
+    (tmp_path / "in.txt").write_text("1")
+
+    def open_key(params: Evaluate = section, code: tuple[str, ...] = ("imprint.core",)) -> str:
+        return stage.open_stage("evaluate", params, [Path("in.txt")], code, tmp_path).key
+
+    first = open_key()
+    assert open_key() == first
+    keys = {first, open_key(params=section.model_copy(update={"seed": 5})), open_key(code=("imprint.core.pixels",))}
+    (tmp_path / "in.txt").write_text("2")
+    assert len(keys | {open_key()}) == 4
+    with pytest.raises(InputError, match="absent is missing"):
+        stage.open_stage("evaluate", section, [Path("absent")], [], tmp_path)
+
+
+def test_dvc_digests_are_used_where_the_lock_has_them(tmp_path: Path) -> None:
+    (tmp_path / "out.txt").write_text("1")
+    lock = {"stages": {"make": {"outs": [{"path": "out.txt", "md5": "abc"}]}}}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert stage.compute_input_digest(Path("out.txt"), tmp_path) == "abc"
+
+
+def test_run_command_turns_input_errors_into_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise InputError("x.png is missing")
+
+    with pytest.raises(SystemExit) as caught:
+        stage.run_command("evaluate", refuse, tmp_path)
+    assert caught.value.code == 2 and capsys.readouterr().err == "evaluate: x.png is missing\n"
+    record = json.loads((tmp_path / "work" / "evaluate" / "error.json").read_text())
+    assert (record["kind"], record["message"]) == ("config", "x.png is missing")
+    stage.run_command("evaluate", lambda: None, tmp_path)
+    assert not (tmp_path / "work" / "evaluate" / "error.json").exists()
+    with pytest.raises(ZeroDivisionError):
+        stage.run_command("evaluate", lambda: 1 // 0, tmp_path)
+    assert json.loads((tmp_path / "work" / "evaluate" / "error.json").read_text())["kind"] == "bug"
