@@ -1,8 +1,8 @@
-"""Work per clip: each clip's product is made once, kept under a digest of what it depends on, and assembled at the end.
+"""Work per clip: each clip's product is made once, kept under a digest of what it depends on, assembled at the end.
 
-A product is a folder `work/<stage>/clips/<key>/` with `product.tar`, `records.parquet` and `ledger.parquet`; the key is a
-digest of the clip's content, the stage's params and the stage's code. A chunk of the clips can be made by any process on
-any machine that shares the folder; assembling takes what is there.
+A product is a folder `work/<stage>/clips/<key>/` with `product.tar`, `records.parquet` and `ledger.parquet`; the key
+is a digest of the clip's content, the stage's params and the stage's code. A chunk of the clips can be made by any
+process on any machine that shares the folder; assembling takes what is there.
 """
 
 from __future__ import annotations
@@ -150,14 +150,19 @@ def _open_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BrokenProcessPool:
-        raise ConnectionError("a worker process was killed (out of memory?); run again, with fewer workers if it recurs") from None
+        raise ConnectionError(
+            "a worker process was killed (out of memory?); run again, with fewer workers if it recurs"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def get_process_context() -> ForkServerContext:
-    """Children come from a single-threaded server that has the slow imports done: a plain fork of a process with OpenCV's
-    threads can lock up, and a fresh interpreter per clip would cost more than a short clip's decoding."""
+    """Children come from a single-threaded server that has the slow imports done.
+
+    A plain fork of a process with OpenCV's threads can lock up, and a fresh interpreter per clip would cost more than
+    a short clip's decoding.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(["cv2", "pyarrow.parquet", "data_prep.tars", "imprint.core.stage"])
     return context

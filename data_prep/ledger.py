@@ -32,16 +32,18 @@ def print_counts(stage: str, kept: str, rejections: Sequence[Rejection]) -> None
     examples = {row.reason: row for row in reversed(rejections)}
     for reason, count in sorted(counts.items()):
         table.add_row(reason, str(count), f"{examples[reason].item} {examples[reason].detail}".strip()[:80])
-    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table if counts else f"{stage}: {kept} kept, nothing left out")
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(
+        table if counts else f"{stage}: {kept} kept, nothing left out"
+    )
 
 
 def check_share(stage: str, unit: str, num_rejected: int, num_kept: int, max_share: float) -> None:
-    """`InputError` naming the counts and the setting if more than `max_share` of all was rejected, or nothing is left."""
+    """`InputError` with the counts and the setting if more than `max_share` of all was rejected, or nothing is left."""
     total = num_rejected + num_kept
     where = f"see data/ledgers/{stage}.parquet for the reasons"
     if num_rejected > max_share * total:
         raise InputError(
-            f"{num_rejected} of {total} {unit} were rejected, more than {stage}.max_rejected_share = {max_share:g} allows; "
+            f"{num_rejected} of {total} {unit} were rejected, more than {stage}.max_rejected_share = {max_share:g}; "
             f"{where}, mend the data or raise {stage}.max_rejected_share"
         )
     if num_kept == 0:

@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from demo.catalogue import NUM_FRAMES
 from demo.world import Actor, Camera, Cast, Pose, fit_camera, render_mask
 
-NUM_FRAMES = 48
-FPS = 12
-SIZE_PX = 128
 MIN_COVER, MAX_COVER = 0.125, 0.36
-MULTI_KINDS = ("twins", "crossing", "occlusion", "exit_return", "cut", "crossing")
 
 Motion = Callable[[float], Pose]  # time 0..1 within a shot -> pose
 
@@ -91,7 +88,7 @@ def plan_single(seed: int, name: str, load: Callable[[int], Actor]) -> Clip:
         motion = _single_motion(rng, reach)
         poses = [motion(i / (NUM_FRAMES - 1)) for i in range(NUM_FRAMES)]
         camera = Camera((0, 0, 0.9), 7, float(rng.uniform(12, 36)), fov_deg=float(rng.uniform(28, 44)))
-        follow = float(rng.uniform(0.2, 0.9))
+        follow = float(rng.uniform(0.2, 0.9)) * (rng.random() < 0.6)
         centres = np.array([[pose.x, pose.y] for pose in poses])
         middle = (centres.min(0) + centres.max(0)) / 2
         shifts = np.append(follow * (centres - middle), np.zeros((NUM_FRAMES, 1)), axis=1)
@@ -115,11 +112,13 @@ def _spin(rng: np.random.Generator, scale: float) -> Callable[[float, float, flo
 
 
 def _stand_motions(rng: np.random.Generator, count: int) -> list[Motion]:
-    """Objects side by side, each moving a little on its place."""
-    motions = []
-    places = (np.arange(count) - (count - 1) / 2) * 2.35
-    for place in rng.permutation(places):
-        spin, depth, swing, phase = _spin(rng, 0.95), rng.uniform(-0.7, 0.7), rng.uniform(0.05, 0.25), rng.uniform(0, 6.3)
+    """Objects side by side (three or four: in a zigzag), each moving a little on its place; the last on the right."""
+    motions: list[Motion] = []
+    gap, zigzag = (2.35, 0.0) if count < 3 else (1.8, 0.95)
+    for index in range(count):
+        spin, swing, phase = _spin(rng, 0.95), rng.uniform(0.05, 0.25), rng.uniform(0, 6.3)
+        place = (index - (count - 1) / 2) * gap
+        depth = zigzag * (-1) ** index + rng.uniform(-0.6, 0.6) * (count < 3)
 
         def pose(time: float, spin=spin, place=place, depth=depth, swing=swing, phase=phase) -> Pose:
             return spin(place + swing * np.sin(5 * time + phase) * 0.5, depth + swing * np.cos(5 * time + phase), time)
@@ -150,14 +149,14 @@ def _lane_motions(rng: np.random.Generator, count: int, *, behind: bool) -> list
 
 
 def _exit_motions(rng: np.random.Generator, count: int) -> list[Motion]:
-    """The last object leaves the picture at a side and returns; the others stay."""
+    """The last object leaves the picture on the right and returns; the others stay."""
     motions = _stand_motions(rng, count)
-    spin, side = _spin(rng, 0.95), float(rng.choice([-1, 1]))
-    lane, goal = float(rng.choice([-2.0, 2.0])), side * (3.2 + 1.2 * count)
+    stand, goal = motions[-1], 2.8 + 1.6 * count
 
     def pose(time: float) -> Pose:
         out = np.clip((time - 0.12) / 0.28, 0, 1) - np.clip((time - 0.62) / 0.28, 0, 1)
-        return spin(side * 0.4 + (goal - side * 0.4) * out * out * (3 - 2 * out), lane, time)
+        here = stand(time)
+        return replace(here, x=float(here.x + goal * out * out * (3 - 2 * out)))
 
     motions[-1] = pose
     return motions
@@ -171,13 +170,18 @@ def _shot_motions(rng: np.random.Generator, kind: str, count: int) -> list[Motio
     return _lane_motions(rng, count, behind=kind == "occlusion")
 
 
+def _mirrored(pose: Pose, side: int) -> Pose:
+    """The pose with left and right exchanged where `side` is -1; the object's turn is kept."""
+    return replace(pose, x=pose.x * side)
+
+
 def _plan_shot(rng: np.random.Generator, kind: str, ids: list[int], actors: list[Actor], span: tuple[int, int],
                stage_seed: int) -> Shot:
     """One shot of the given kind with the actors `ids` (instance numbers); the camera sees all that should be seen."""
     length = span[1] - span[0]
     motions = _shot_motions(rng, kind, len(ids))
-    times = np.linspace(0, 1, length)
-    poses = [{number: motion(float(t)) for number, motion in zip(ids, motions, strict=True)} for t in times]
+    times, side = np.linspace(0, 1, length), int(rng.choice([-1, 1]))
+    poses = [{number: _mirrored(motion(float(t)), side) for number, motion in zip(ids, motions, strict=True)} for t in times]
     # Who leaves the picture is left out of the framing between leaving and returning.
     framed = [
         actors[number - 1].points(pose)
@@ -200,7 +204,7 @@ def plan_multi(seed: int, name: str, load: Callable[[int], Actor], *, kind: str,
         object_seeds[-1] = object_seeds[0]
     actors = [load(s) for s in object_seeds]
     ids = list(range(1, count + 1))
-    tags = [kind] + (["twins"] if twins and kind != "twins" else [])
+    tags = list(dict.fromkeys([kind, *(["twins"] if twins else [])]))
     if kind != "cut":
         return Clip(name, "multi", tags, seed, object_seeds, [_plan_shot(rng, kind, ids, actors, (0, NUM_FRAMES), seed)])
     edges = [0, *sorted(int(c) for c in rng.choice([[17, 32], [20, 36], [23, NUM_FRAMES]])), NUM_FRAMES]

@@ -21,14 +21,16 @@ def denoise(linear: np.ndarray, guide: np.ndarray, *, sigma_colour: float = 0.16
         step = 2**level
         pad = ((2 * step, 2 * step), (2 * step, 2 * step), (0, 0))
         wide_root, wide_guide = np.pad(root, pad, mode="edge"), np.pad(guide, pad, mode="edge")
+        grey = root.sum(-1) / (3 * sigma_colour / step)
+        wide_grey = np.pad(grey, pad[:2], mode="edge")
         total = np.zeros((height, width, 1), np.float32)
         result = np.zeros_like(root)
         for row in range(5):
             for column in range(5):
                 window = np.s_[row * step : row * step + height, column * step : column * step + width]
                 other = wide_root[window]
-                apart = ((wide_guide[window] - guide) ** 2).sum(-1)
-                apart += (((other - root).mean(-1)) / (sigma_colour / 2**level)) ** 2
+                off = wide_guide[window] - guide
+                apart = np.einsum("hwc,hwc->hw", off, off) + (wide_grey[window] - grey) ** 2
                 weight = (KERNEL[row] * KERNEL[column] * np.exp(-apart))[..., None]
                 total += weight
                 result += weight * other

@@ -86,7 +86,7 @@ def render_objects(args: argparse.Namespace) -> None:
 
 
 def render_scenes(args: argparse.Namespace) -> None:
-    """Pictures of one to four objects with exact masks."""
+    """Pictures of one to four objects with exact masks, two frames per scene."""
     # Steps of 5: a scene draws its objects from the seeds that follow its own.
     tasks = [partial(_scene_task, args.first + 5 * i, args.out, args.px) for i in range(args.count)]
     run_pool(tasks, "scenes", args.workers)

@@ -4,43 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from demo.clips import MULTI_KINDS, NUM_FRAMES, cast_of, plan_multi, plan_single
+from demo.catalogue import MULTI_KINDS, NUM_FRAMES
+from demo.clips import cast_of, plan_multi, plan_single
+from demo.pictures import compute_exposure, encode_cutout, to_srgb, write_png
 from demo.world import (
     Actor,
     Camera,
     Pose,
     build_stage,
-    compute_exposure,
     fit_camera,
     render_cutout,
     render_frame,
     render_mask,
     sample_light,
-    to_srgb,
 )
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 grey, RGB or RGBA, through a temporary file beside the target."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    order = {2: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[picture.shape[-1] if picture.ndim == 3 else 2]
-    swapped = picture if order is None else cv2.cvtColor(picture, order)
-    done, data = cv2.imencode(".png", swapped, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    assert done
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(data.tobytes())
-    partial.rename(path)
-
-
-def encode_cutout(linear: np.ndarray) -> np.ndarray:
-    """RGBA bytes of a linear cut-out; its own brightness sets the exposure, and clear pixels are black."""
-    inside = linear[linear[..., 3] > 0.5]
-    colour = to_srgb(linear[..., :3], compute_exposure(inside, level=0.6))
-    alpha = np.round(linear[..., 3:] * 255).astype(np.uint8)
-    return np.concatenate([colour * (alpha > 0), alpha], -1)
 
 
 def write_object_views(seed: int, folder: Path, *, num_views: int, size_px: int, num_samples: int = 40) -> None:
@@ -58,10 +37,10 @@ def write_object_views(seed: int, folder: Path, *, num_views: int, size_px: int,
         write_png(folder / f"{seed}_{view}.png", encode_cutout(linear))
 
 
-def write_scene(seed: int, folder: Path, *, size_px: int, num_samples: int = 10) -> None:
-    """`<seed>/image.png` and `<seed>/mask.png` (0 nothing, 1.. instances): one frame of a clip of this seed."""
-    target = folder / str(seed)
-    if (target / "image.png").exists():
+def write_scene(seed: int, folder: Path, *, size_px: int, num_frames: int = 2, num_samples: int = 8) -> None:
+    """`<seed>-<k>/image.png` and `mask.png` (0 nothing, 1.. instances): `num_frames` frames of a clip of this seed."""
+    targets = [folder / f"{seed}-{k}" for k in range(num_frames)]
+    if (targets[-1] / "image.png").exists():
         return
     rng = np.random.default_rng([seed, 7])
     loaded: dict[int, Actor] = {}
@@ -76,12 +55,13 @@ def write_scene(seed: int, folder: Path, *, size_px: int, num_samples: int = 10)
     else:
         kind = str(rng.choice(MULTI_KINDS))
         clip = plan_multi(seed, str(seed), load, kind=kind, twins=kind == "twins" or rng.random() < 0.3)
-    frame = int(rng.integers(NUM_FRAMES))
-    shot = next(s for s in clip.shots if s.start <= frame < s.stop)
-    numbers, cast = cast_of(shot, frame, [load(s) for s in clip.object_seeds])
-    camera = shot.cameras[frame - shot.start]
-    stage = build_stage(shot.stage_seed, room=shot.room)
-    linear = render_frame(stage, cast, camera, size_px=size_px, num_samples=num_samples, seed=seed)
-    mask = np.asarray([0, *numbers], np.uint8)[render_mask(cast, camera, size_px=size_px)]
-    write_png(target / "mask.png", mask)
-    write_png(target / "image.png", to_srgb(linear, compute_exposure(linear, level=float(rng.uniform(0.45, 0.75)))))
+    actors = [load(s) for s in clip.object_seeds]
+    for target, frame in zip(targets, rng.choice(NUM_FRAMES, num_frames, replace=False), strict=True):
+        shot = next(s for s in clip.shots if s.start <= frame < s.stop)
+        numbers, cast = cast_of(shot, int(frame), actors)
+        camera = shot.cameras[frame - shot.start]
+        stage = build_stage(shot.stage_seed, room=shot.room)
+        linear = render_frame(stage, cast, camera, size_px=size_px, num_samples=num_samples, seed=seed)
+        mask = np.asarray([0, *numbers], np.uint8)[render_mask(cast, camera, size_px=size_px)]
+        write_png(target / "mask.png", mask)
+        write_png(target / "image.png", to_srgb(linear, compute_exposure(linear, level=float(rng.uniform(0.45, 0.75)))))

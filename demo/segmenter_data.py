@@ -1,7 +1,7 @@
 """Pictures with exact masks for `demo/train_segmenter.py`: rendered scenes, and objects pasted over backgrounds.
 
-A folder of training data holds `objects/*.png` (RGBA views) and `scenes/`, see `load_scenes`. Backgrounds are the demo's
-procedural surfaces and the pictures that come inside scikit-image's wheel. Everything follows from seeds.
+A folder of training data holds `objects/*.png` (RGBA views) and `scenes/`, see `load_scenes`. Backgrounds are the
+demo's procedural surfaces and the pictures that come inside scikit-image's wheel. Everything follows from seeds.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import cv2
 import numpy as np
 
 from demo import textures as tx
+from imprint.core.pixels import decode_image, encode_image, load_image
 
 SIZE_PX = 128
 NUM_SURFACES = 500
 SCENE_SHARE = 0.6  # of the training pictures; the others are pasted
 # Inside scikit-image's wheel: no download.
-PHOTOS = "astronaut brick camera cell chelsea coffee grass gravel hubble_deep_field moon page retina rocket text".split()
+PHOTOS = (
+    *("astronaut", "brick", "camera", "cell", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field"),
+    *("moon", "page", "retina", "rocket", "text"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,15 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         picture = picture + rng.normal(0, rng.uniform(0.005, 0.05), picture.shape).astype(np.float32)
     picture = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
     if rng.random() < 0.5:
-        ok, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))])
-        assert ok
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+        picture = decode_image(encode_image(picture, ".jpg", quality=int(rng.integers(20, 95))), "own JPEG")
     return picture
 
 
 def load_scenes(folder: Path) -> Scenes:
-    """Rendered scenes, sorted by name: `<name>.png` or `.jpg` (RGB) beside `<name>_mask.png` (0 is background)."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg") and not p.stem.endswith("_mask"))
-    images = [_fit(cv2.imread(str(p))[..., ::-1]) for p in paths]
-    masks = [_fit((cv2.imread(str(p.with_name(f"{p.stem}_mask.png")), 0) > 0) * np.uint8(255)) for p in paths]
+    """Rendered scenes by name: `<seed>-<number>/image.png` (RGB) and `.../mask.png` (grey, 0 is background)."""
+    places = sorted((p.parent for p in folder.glob("*/image.png")))
+    images = [_fit(load_image(place / "image.png")) for place in places]
+    masks = [_fit((load_image(place / "mask.png")[..., 0] > 0) * np.uint8(255)) for place in places]
     return Scenes(np.stack(images), np.stack(masks))
 
 
@@ -79,7 +81,7 @@ def load_objects(folder: Path) -> list[np.ndarray]:
     """RGBA views cut to their opaque box; the invisible ones left out."""
     views = []
     for path in sorted(folder.glob("*.png")):
-        rgba = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
+        rgba = load_image(path)
         x, y, width, height = cv2.boundingRect((rgba[..., 3] > 127).astype(np.uint8))
         if min(width, height) >= 8:
             views.append(np.ascontiguousarray(rgba[y : y + height, x : x + width]))
@@ -160,7 +162,7 @@ def _draw_background(backgrounds: list[np.ndarray], rng: np.random.Generator) ->
     wall = _draw_piece(backgrounds, rng)
     if rng.random() < 0.5:
         return wall
-    floor = _draw_piece(backgrounds, rng)
+    floor = _lay_down(_draw_piece(backgrounds, rng), rng)
     edge = SIZE_PX * rng.uniform(0.15, 0.7) + np.linspace(-1, 1, SIZE_PX) * rng.normal(0, 8)
     share = np.clip(np.arange(SIZE_PX)[:, None] - edge[None, :], 0, 1)[..., None]
     return np.rint(wall * (1 - share) + floor * share).astype(np.uint8)
@@ -169,9 +171,22 @@ def _draw_background(backgrounds: list[np.ndarray], rng: np.random.Generator) ->
 def _draw_piece(backgrounds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     whole = backgrounds[int(rng.integers(len(backgrounds)))]
     height, width = whole.shape[:2]
-    crop_h, crop_w = (max(int(side * rng.uniform(0.3, 1.0)), 16) for side in (height, width))
+    share = (0.3, 1.0) if height == tx.SIZE_PX else (0.1, 0.4)  # of photographs no whole things
+    crop_h, crop_w = (max(int(side * rng.uniform(*share)), 16) for side in (height, width))
     y, x = int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1))
     return cv2.resize(whole[y : y + crop_h, x : x + crop_w], (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
+
+
+def _lay_down(piece: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The piece repeated on a floor that runs away from the camera."""
+    tiled = np.tile(piece, (3, 3, 1))
+    side, narrow = 3 * SIZE_PX, SIZE_PX * rng.uniform(0.0, 1.0)
+    turn = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(0, 360), rng.uniform(0.5, 1.2))
+    turned = cv2.warpAffine(tiled, turn, (side, side), borderMode=cv2.BORDER_WRAP)
+    corners = np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float32)
+    seen = np.array([[-narrow, 0], [SIZE_PX + narrow, 0], [3 * SIZE_PX, SIZE_PX], [-2 * SIZE_PX, SIZE_PX]], np.float32)
+    matrix = cv2.getPerspectiveTransform(corners, seen)
+    return cv2.warpPerspective(turned, matrix, (SIZE_PX, SIZE_PX), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT)
 
 
 def _draw_object(pool: Pool, rng: np.random.Generator) -> np.ndarray:

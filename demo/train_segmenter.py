@@ -9,8 +9,9 @@ machine with one thread count. The last tenth of the scenes is kept out of the t
 from __future__ import annotations
 
 import copy
-import io
+import tempfile
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -21,15 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from demo.segmenter_data import Pool, Scenes, build_backgrounds, draw_sample, load_objects, load_scenes
+from demo.segmenter_data import SIZE_PX, Pool, Scenes, build_backgrounds, draw_sample, load_objects, load_scenes
 from imprint.core.files import write_bytes_atomic
 from imprint.core.progress import show_progress
 from imprint.segmentation.networks import IMAGENET_MEAN, IMAGENET_STD
 
-WIDTHS = (8, 16, 32, 64, 88)  # channels at 128, 64, 32, 16 and 8 px
+WIDTHS = (8, 16, 32, 64, 80)  # channels at 128, 64, 32, 16 and 8 px
 MAX_RATE = 3e-3
 WARMUP_STEPS = 100
-EMA_DECAY = 0.998
+EMA_DECAY = 0.99
 
 
 class Block(nn.Module):
@@ -50,7 +51,7 @@ class SmallUNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
         self.stem = nn.Sequential(*_conv(3, widths[0]))
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(*_conv(a, b, stride=2), Block(b)) for a, b in pairs)
         self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], widths[-1], 1), nn.ReLU())
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(pairs))
@@ -83,7 +84,7 @@ class SampleDataset(Dataset):
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 [b h w 3] => float32 [b 3 h w], as rembg does it: each picture over its maximum, then mean and deviation."""
+    """uint8 [b h w 3] => float32 [b 3 h w], as rembg does it: picture / maximum, then mean and deviation."""
     x = images.permute(0, 3, 1, 2).float()
     x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -103,7 +104,7 @@ def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
 def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int) -> SmallUNet:
     """The averaged network after `steps` steps of AdamW with warm-up and cosine."""
     torch.manual_seed(seed)
-    model = SmallUNet().to(memory_format=torch.channels_last)
+    model = SmallUNet()
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -136,14 +137,16 @@ def compute_mean_iou(model: SmallUNet, scenes: Scenes) -> float:
 
 def export_onnx(model: SmallUNet) -> bytes:
     """ONNX file: `image` float32 [b, 3, 128, 128], normalised => `probability` [b, 1, 128, 128]."""
-    buffer = io.BytesIO()
-    network = nn.Sequential(copy.deepcopy(model).to(memory_format=torch.contiguous_format), nn.Sigmoid()).eval()
-    names = {"image": {0: "batch"}, "probability": {0: "batch"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the newer exporter needs onnxscript and writes local paths
-        torch.onnx.export(network, (torch.zeros(1, 3, 128, 128),), buffer, dynamo=False, opset_version=17,
-                          input_names=["image"], output_names=["probability"], dynamic_axes=names)
-    return buffer.getvalue()
+    network = nn.Sequential(model, nn.Sigmoid()).eval()
+    example = (torch.zeros(1, 3, SIZE_PX, SIZE_PX),)
+    axes = {"image": {0: "batch"}, "probability": {0: "batch"}}
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        # Deprecated, but the newer exporter needs onnxscript too and writes local paths into the file.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        path = Path(folder) / "network.onnx"
+        options = {"opset_version": 17, "dynamic_axes": axes, "dynamo": False}
+        torch.onnx.export(network, example, path, input_names=["image"], output_names=["probability"], **options)
+        return path.read_bytes()
 
 
 def main(

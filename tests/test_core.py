@@ -44,7 +44,10 @@ def test_box_from_mask_is_the_smallest_box_that_holds_the_mask(mask: np.ndarray)
     assert not (mask & ~inside).any()
     if mask.any():
         crop = mask[box.slices]
-        assert crop[0].any() and crop[-1].any() and crop[:, 0].any() and crop[:, -1].any()
+        assert crop[0].any()
+        assert crop[-1].any()
+        assert crop[:, 0].any()
+        assert crop[:, -1].any()
     else:
         assert box.area_px == 0
 
@@ -60,8 +63,12 @@ def test_iou_equals_the_one_counted_in_pixels(a: Box, b: Box) -> None:
 @given(BOXES, st.integers(0, 30))
 def test_expand_box_grows_and_stays_inside(box: Box, margin_px: int) -> None:
     grown = expand_box(box, margin_px, (80, 80))
-    assert grown.y0 <= box.y0 and grown.x0 <= box.x0 and grown.y1 >= box.y1 and grown.x1 >= box.x1
-    assert min(grown.y0, grown.x0) >= 0 and max(grown.y1, grown.x1) <= 80
+    assert grown.y0 <= box.y0
+    assert grown.x0 <= box.x0
+    assert grown.y1 >= box.y1
+    assert grown.x1 >= box.x1
+    assert min(grown.y0, grown.x0) >= 0
+    assert max(grown.y1, grown.x1) <= 80
 
 
 @given(BOXES, st.floats(1.0, 3.0), st.integers(1, 128))
@@ -69,9 +76,15 @@ def test_square_crop_is_a_square_that_holds_the_box(box: Box, context: float, mi
     image_hw = (81, 97)
     square = square_crop(box, image_hw, context, min_side_px)
     assert square.height_px == square.width_px
-    assert square.y0 <= box.y0 and square.x0 <= box.x0 and square.y1 >= box.y1 and square.x1 >= box.x1
+    assert square.y0 <= box.y0
+    assert square.x0 <= box.x0
+    assert square.y1 >= box.y1
+    assert square.x1 >= box.x1
     if square.height_px <= min(image_hw):
-        assert square.y0 >= 0 and square.x0 >= 0 and square.y1 <= image_hw[0] and square.x1 <= image_hw[1]
+        assert square.y0 >= 0
+        assert square.x0 >= 0
+        assert square.y1 <= image_hw[0]
+        assert square.x1 <= image_hw[1]
 
 
 @given(hnp.arrays(np.uint8, (9, 7, 3)), st.integers(-12, 12), st.integers(-12, 12), st.integers(1, 20))
@@ -111,7 +124,8 @@ def test_largest_component_drops_the_smaller_ones() -> None:
     mask = np.zeros((20, 20), bool)
     mask[2:8, 2:8], mask[12:14, 12:14] = True, True
     kept = masks.largest_component(mask)
-    assert kept.sum() == 36 and not kept[12:].any()
+    assert kept.sum() == 36
+    assert not kept[12:].any()
     assert not masks.largest_component(np.zeros((4, 4), bool)).any()
 
 
@@ -128,7 +142,9 @@ def test_contact_margin_is_larger_below() -> None:
 @given(MASKS, st.floats(0.0, 6.0))
 def test_feather_lies_inside_the_hole(mask: np.ndarray, width_px: float) -> None:
     weight = masks.feather_inside(mask, width_px)
-    assert (weight[~mask] == 0).all() and (weight[mask] > 0).all() and weight.max(initial=0) <= 1
+    assert (weight[~mask] == 0).all()
+    assert (weight[mask] > 0).all()
+    assert weight.max(initial=0) <= 1
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------
@@ -137,7 +153,9 @@ def test_feather_lies_inside_the_hole(mask: np.ndarray, width_px: float) -> None
 def test_model_range_round_trip_is_exact_for_every_grey_level() -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     scaled = pixels.to_model_range(image)
-    assert scaled.dtype == np.float32 and scaled.shape == (3, 16, 16) and (scaled.min(), scaled.max()) == (-1, 1)
+    assert scaled.dtype == np.float32
+    assert scaled.shape == (3, 16, 16)
+    assert (scaled.min(), scaled.max()) == (-1, 1)
     np.testing.assert_array_equal(pixels.from_model_range(scaled), image)
     batch = np.stack([image, image])
     np.testing.assert_array_equal(pixels.from_model_range(pixels.to_model_range(batch)), batch)
@@ -179,7 +197,8 @@ def test_unreadable_images_are_input_errors_that_name_the_file(tmp_path: Path) -
         for load in (pixels.load_image, pixels.load_mask):
             with pytest.raises(InputError, match=part) as caught:
                 load(tmp_path / name)
-            assert name in str(caught.value) and "\n" not in str(caught.value)
+            assert name in str(caught.value)
+            assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="folder"):
         pixels.load_image(tmp_path)
     with pytest.raises(InputError, match="suffix"):
@@ -203,10 +222,12 @@ def test_everything_outside_the_hole_is_bit_identical(height: int, width: int, b
     background = draw_noise(height, width, 3)
     hole = masks.fill_box(Box(min(box.y0, height - 2), min(box.x0, width - 2), *box[2:]), (height, width))
     crop = prepare.crop_scene(background, hole, size_px)
-    assert crop.image.shape == (size_px, size_px, 3) and crop.hole.shape == (size_px, size_px)
+    assert crop.image.shape == (size_px, size_px, 3)
+    assert crop.hole.shape == (size_px, size_px)
     result = prepare.paste_scene(background, hole, 255 - crop.image, crop.box)
     np.testing.assert_array_equal(result[~hole], background[~hole])
-    assert result.shape == background.shape and result.dtype == np.uint8
+    assert result.shape == background.shape
+    assert result.dtype == np.uint8
 
 
 def test_a_background_of_the_models_size_is_taken_whole_and_pasted_without_resampling() -> None:
@@ -233,7 +254,8 @@ def test_crop_object_centres_the_object_and_keeps_its_colour() -> None:
     canvas = prepare.crop_object(image, mask, 48)
     box = box_from_mask(canvas[..., 3] > 127)
     assert canvas.shape == (48, 48, 4)
-    assert abs(box.y0 + box.y1 - 48) <= 2 and abs(box.x0 + box.x1 - 48) <= 2
+    assert abs(box.y0 + box.y1 - 48) <= 2
+    assert abs(box.x0 + box.x1 - 48) <= 2
     assert max(box.height_px, box.width_px) == pytest.approx(48 / prepare.OBJECT_MARGIN, abs=2)
     np.testing.assert_allclose(canvas[canvas[..., 3] > 20][:, :3].astype(int) - [200, 40, 90], 0, atol=8)
     assert not canvas[canvas[..., 3] == 0].any()

@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 
 def test_json_refuses_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json_atomic(tmp_path / "value.json", {"a": float("nan")})
 
 
@@ -95,7 +95,7 @@ def test_records_of_another_type_or_version_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="version 999"):
         records.load_records(path, records.Rejection)
     pq.write_table(pa.table({"a": [1]}), path)
-    with pytest.raises(InputError, match="holds [?]"):
+    with pytest.raises(InputError, match=r"holds \?"):
         records.load_records(path, records.Rejection)
 
 
@@ -108,7 +108,8 @@ def test_missing_or_broken_record_files_name_the_remedy(tmp_path: Path) -> None:
 
 def test_ids_depend_on_every_part_and_its_place() -> None:
     ids = {records.build_id("ab", 1), records.build_id("a", "b1"), records.build_id("ab1"), records.build_id(1, "ab")}
-    assert len(ids) == 4 and all(len(value) == 16 for value in ids)
+    assert len(ids) == 4
+    assert all(len(value) == 16 for value in ids)
 
 
 # --- params and stages ----------------------------------------------------------------------------------------------
@@ -124,9 +125,8 @@ def edit_params(path: Path, section: str, changes: dict, drop: str = "") -> Path
 
 def test_the_projects_params_load_with_and_without_the_smoke_overlay() -> None:
     smoke = load_params(ROOT / "params.yaml", ROOT / "params" / "smoke.yaml")
-    assert (
-        smoke.pretrain_encoder.preset == "tiny" and load_params(ROOT / "params.yaml").pretrain_encoder.preset == "base"
-    )
+    assert smoke.pretrain_encoder.preset == "tiny"
+    assert load_params(ROOT / "params.yaml").pretrain_encoder.preset == "base"
     assert smoke.ingest == load_params(ROOT / "params.yaml").ingest
 
 
@@ -143,14 +143,15 @@ def test_params_errors_name_file_key_and_fault(tmp_path: Path, changes: dict, dr
     path = edit_params(tmp_path / "params.yaml", "evaluate", changes, drop)
     with pytest.raises(InputError, match=message) as caught:
         load_params(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_overlay_typos_and_unreadable_params_are_input_errors(tmp_path: Path) -> None:
     (tmp_path / "overlay.yaml").write_text("evaluate: {stepps: 3}")
-    with pytest.raises(InputError, match="overlay.yaml: evaluate.stepps: unknown key"):
+    with pytest.raises(InputError, match=r"overlay\.yaml: evaluate\.stepps: unknown key"):
         load_params(ROOT / "params.yaml", tmp_path / "overlay.yaml")
-    with pytest.raises(InputError, match="absent.yaml cannot be read"):
+    with pytest.raises(InputError, match=r"absent\.yaml cannot be read"):
         load_params(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="no valid YAML"):
@@ -188,7 +189,8 @@ def test_run_command_turns_input_errors_into_one_line_and_exit_code_2(
 
     with pytest.raises(SystemExit) as caught:
         stage.run_command("evaluate", refuse, tmp_path)
-    assert caught.value.code == 2 and capsys.readouterr().err == "evaluate: x.png is missing\n"
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "evaluate: x.png is missing\n"
     record = json.loads((tmp_path / "work" / "evaluate" / "error.json").read_text())
     assert (record["kind"], record["message"]) == ("config", "x.png is missing")
     stage.run_command("evaluate", lambda: None, tmp_path)

@@ -41,7 +41,7 @@ def read_with_decord(path: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def read_with_opencv(path: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """RGB uint8 [h, w, 3] for each frame number, in order: grabbed one after the other, since seeking is 20 times slower."""
+    """RGB uint8 [h, w, 3] for each frame number, in order; all are grabbed, since seeking is 20 times slower."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 

@@ -86,7 +86,9 @@ class FrameFilter:
         item = f"{self.clip.clip_id}:{sample_index}"
         self.rejections.append(Rejection(stage=STAGE, item=item, reason=reason, detail=detail))
 
-    def _keep(self, sample_index: int, source_index: int, shot: int, sharpness: float, phash: int, image: np.ndarray) -> None:
+    def _keep(
+        self, sample_index: int, source_index: int, shot: int, sharpness: float, phash: int, image: np.ndarray
+    ) -> None:
         member = f"{sample_index:06d}.jpg"
         self.members.append((member, encode_image(image, ".jpg", self.params.jpeg_quality)))
         self.rows.append(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
 import numpy as np
 
 from data_prep.fanout import Job, Product, collect, compute_product_key, make_products, parse_chunk, publish
@@ -101,5 +100,7 @@ def _check_sizes(frames: Iterator[np.ndarray], clip: ClipRecord) -> Iterator[np.
     """decord does not turn frames upright and may return wrong ones; the size shows the first."""
     for frame in frames:
         if frame.shape[:2] != (clip.height_px, clip.width_px):
-            raise ReadFailure(f"frame of {frame.shape[1]} x {frame.shape[0]} px, probed {clip.width_px} x {clip.height_px}")
+            raise ReadFailure(
+                f"frame of {frame.shape[1]} x {frame.shape[0]} px, probed {clip.width_px} x {clip.height_px}"
+            )
         yield frame

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAX_FPS = 1000.0  # a container that claims more, or none, has a broken header
 
@@ -45,7 +46,7 @@ def probe_video(path: Path) -> VideoProbe | str:
         capture.release()
 
 
-def _count_remaining(capture) -> int:  # noqa: ANN001 (cv2 is imported lazily)
+def _count_remaining(capture: Any) -> int:
     count = 0
     while capture.grab():
         count += 1

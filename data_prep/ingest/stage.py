@@ -15,7 +15,9 @@ from imprint.core.records import ClipRecord, Rejection, save_records
 
 STAGE = "ingest"
 OUT = Path("data/clips.parquet")
-VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .wmv .flv .ogv .3gp".split())
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
+)
 
 
 def run_ingest(params: Params, root: Path = Path(".")) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from imprint.core.geometry import Box, box_from_mask
 from imprint.core.pixels import resize_image
 
-_PAD_PX = 2  # cv2.seamlessClone wants its mask away from the picture's border
+_ERODED_PX = 3  # cv2.seamlessClone shrinks its mask by so much
+_PAD_PX = 2 * _ERODED_PX  # and wants it away from the picture's border
 
 
 def paste_object(reference: np.ndarray, plate: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -22,15 +23,15 @@ def paste_object(reference: np.ndarray, plate: np.ndarray, hole: np.ndarray) -> 
 
 
 def clone_object(reference: np.ndarray, plate: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Poisson blending (Perez et al. 2003, cv2.seamlessClone) of the same placed object: its gradients, the plate's rim."""
+    """Poisson blending (Perez et al. 2003, cv2.seamlessClone) of the placed object: its gradients, the plate's rim."""
     placed = place_object(reference, hole)
-    shape = placed[..., 3] > 127
-    if not shape.any():
+    if not (placed[..., 3] > 127).any():
         return plate.copy()
     pad = ((_PAD_PX, _PAD_PX), (_PAD_PX, _PAD_PX), (0, 0))
     source = np.pad(_extend_colours(placed), pad, mode="edge")
     target = np.pad(plate, pad, mode="edge")
-    mask = np.pad(shape.astype(np.uint8) * 255, _PAD_PX)
+    shape = np.pad((placed[..., 3] > 127).astype(np.uint8) * 255, _PAD_PX)
+    mask = cv2.dilate(shape, np.ones((3, 3), np.uint8), iterations=_ERODED_PX)
     box = box_from_mask(mask > 0)
     centre = (box.x0 + box.width_px // 2, box.y0 + box.height_px // 2)
     cloned = cv2.seamlessClone(source, target, mask, centre, cv2.NORMAL_CLONE)

@@ -42,7 +42,7 @@ class CaseSet:
 
 
 def load_cases(path: Path, levels: Sequence[MaskLevel], max_cases: int) -> CaseSet:
-    """Read the first `max_cases` cases of the tar that `cases.json` lists. `InputError` names the archive and the case."""
+    """Read the first `max_cases` cases that the tar's `cases.json` lists. `InputError` names archive and case."""
     try:
         with tarfile.open(path) as archive:
             members = _read_members(archive)

@@ -5,7 +5,7 @@ A change of any definition here is a new `METRICS_VERSION`: numbers of different
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def compute_psnr_db(image: np.ndarray, truth: np.ndarray, region: np.ndarray) ->
 
 
 def compute_ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """[h, w] structural similarity per pixel as in Wang et al. 2004 (Gaussian window, sigma 1.5), mean of the channels."""
+    """[h, w] structural similarity per pixel (Wang et al. 2004: Gaussian window, sigma 1.5), mean of the channels."""
     from skimage.metrics import structural_similarity
 
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
@@ -69,6 +69,6 @@ def measure_composite(image: np.ndarray, case: Case, level: MaskLevel) -> Values
     return values
 
 
-def get_finite(rows: list[Mapping[str, float | None]], name: str) -> np.ndarray:
+def get_applicable(rows: Sequence[Values], name: str) -> np.ndarray:
     """The applicable values of one metric over rows, in order."""
     return np.array([row[name] for row in rows if row[name] is not None], dtype=np.float64)

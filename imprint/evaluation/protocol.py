@@ -16,7 +16,7 @@ NAME = f"imprint-cases-{METRICS_VERSION}"
 
 
 def build_protocol(section: Evaluate, cases_digest: str, num_cases: int) -> dict[str, Any]:
-    """Name, short hash and number of cases. The hash covers cases, holes, metrics' definitions, sampling and seeds."""
+    """Name, hash and what a reader wants to see. The hash covers cases, holes, definitions, sampling, seed."""
     covered = {
         "name": NAME,
         "cases": cases_digest,
@@ -26,7 +26,8 @@ def build_protocol(section: Evaluate, cases_digest: str, num_cases: int) -> dict
         "guidance": section.guidance,
         "seed": section.seed,
     }
-    return {"name": NAME, "hash": hash_settings(covered), "num_cases": num_cases}
+    shown = {"num_cases": num_cases, "steps": section.steps, "guidance": section.guidance}
+    return {"name": NAME, "hash": hash_settings(covered), **shown}
 
 
 def hash_settings(settings: dict[str, Any]) -> str:

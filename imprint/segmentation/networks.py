@@ -57,7 +57,7 @@ REMBG_NETWORKS = {
     "bria-rmbg": Network(1024, commercial=False),
 }
 
-_REFUSED = {
+REFUSED = {
     "withoutbg": "sends your pictures to a remote service",
     "atlascloud": "sends your pictures to a remote service",
     "sam": "needs a prompt for every picture",
@@ -69,11 +69,11 @@ _REFUSED = {
 
 
 def find_network(model: str, *, allow_noncommercial: bool) -> Network:
-    """The network that `segment_objects.model` names. `InputError` if it is refused or unknown, or the file is missing."""
+    """The network that `segment_objects.model` names. `InputError` if it is refused, unknown, or a missing file."""
     if model == SHIPPED_NAME:
         return SHIPPED
-    if model in _REFUSED:
-        raise InputError(f"segment_objects.model: {model} {_REFUSED[model]}, which is not supported; {REMEDY}")
+    if model in REFUSED:
+        raise InputError(f"segment_objects.model: {model} {REFUSED[model]}, which is not supported; {REMEDY}")
     if model in REMBG_NETWORKS:
         network = REMBG_NETWORKS[model]
         if not network.commercial and not allow_noncommercial:
@@ -84,7 +84,7 @@ def find_network(model: str, *, allow_noncommercial: bool) -> Network:
         return network
     if not is_path(model):
         known = ", ".join([SHIPPED_NAME, *REMBG_NETWORKS])
-        raise InputError(f"segment_objects.model: unknown model {model!r}; use one of {known}, or the path of an ONNX file")
+        raise InputError(f"segment_objects.model: unknown model {model!r}; use {known}, or the path of an ONNX file")
     if not Path(model).is_file():
         raise InputError(f"segment_objects.model: there is no file {model}; put the ONNX file there, or {REMEDY}")
     return ANY_FILE

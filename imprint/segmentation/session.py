@@ -23,10 +23,10 @@ from imprint.segmentation.networks import REMEDY, SHIPPED_NAME, SHIPPED_PATH, Ne
 # Importing rembg compiles numba code for over a minute; only its alpha matting, not used here, needs it compiled.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
-import onnxruntime as ort  # noqa: E402
-import rembg  # noqa: E402
-from rembg.sessions import sessions as rembg_sessions  # noqa: E402
-from rembg.sessions.base import BaseSession  # noqa: E402
+import onnxruntime as ort
+import rembg
+from rembg.sessions import sessions as rembg_sessions
+from rembg.sessions.base import BaseSession
 
 
 class NetworkSession(BaseSession):
@@ -39,16 +39,16 @@ class NetworkSession(BaseSession):
         self.logits = _find_logits(self) if network.logits is None else network.logits
 
     @classmethod
-    def download_models(cls, *args: Any, **kwargs: Any) -> str:
+    def download_models(cls, *_: Any, **kwargs: Any) -> str:
         """rembg asks here for the file; ours is there already."""
         return str(kwargs["model_path"])
 
     @classmethod
-    def name(cls, *args: Any, **kwargs: Any) -> str:
+    def name(cls, *_: Any, **__: Any) -> str:
         """rembg's name for this kind of session."""
         return "imprint"
 
-    def predict(self, img: Image.Image, *args: Any, **kwargs: Any) -> list[Image.Image]:
+    def predict(self, img: Image.Image, *_: Any, **__: Any) -> list[Image.Image]:
         """One picture => one mask, grey 0-255 = probability 0-1, at the picture's size."""
         scores = self.compute_scores([np.asarray(img.convert("RGB"))])[0]
         return [Image.fromarray(np.rint(scores * 255).astype(np.uint8))]
@@ -81,7 +81,7 @@ class ObjectSession:
     threshold: float
 
     def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """RGB uint8 [h, w, 3] of any sizes => float32 [h, w] raw foreground probability in [0, 1], at each one's size."""
+        """RGB uint8 [h, w, 3] of any sizes => float32 [h, w] raw foreground probabilities in [0, 1], at their sizes."""
         size = self.rembg_session.fixed_batch or self.batch_size
         batches = [images[start : start + size] for start in range(0, len(images), size)]
         return [scores for batch in batches for scores in self.rembg_session.compute_scores(batch)]
@@ -106,7 +106,7 @@ def _open_network(model: str, path: Path | None, network: Network, threads: int,
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves the core to others
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
     if path is None:
         path = SHIPPED_PATH if model == SHIPPED_NAME else _fetch_weights(model)
     try:
@@ -114,7 +114,8 @@ def _open_network(model: str, path: Path | None, network: Network, threads: int,
     except InputError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise InputError(f"segment_objects.model: {path} is no usable ONNX file ({_first_line(error)}); {REMEDY}") from error
+        reason = _first_line(error)
+        raise InputError(f"segment_objects.model: {path} is no usable ONNX file ({reason}); {REMEDY}") from error
 
 
 def _fetch_weights(model: str) -> Path:
@@ -132,11 +133,11 @@ def _fetch_weights(model: str) -> Path:
 def _read_input_shape(session: ort.InferenceSession, network: Network) -> tuple[tuple[int, int], int | None]:
     """Picture size and, where the file fixes it, batch size."""
     shape = session.get_inputs()[0].shape
-    if len(shape) != 4 or shape[1] not in (3, "3") and isinstance(shape[1], int):
-        raise InputError(f"segment_objects.model: the network's input is {shape}, not [batch, 3, height, width]; {REMEDY}")
+    if len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != 3):
+        raise InputError(f"segment_objects.model: a network for {shape}, not [batch, 3, height, width]; {REMEDY}")
     batch, height, width = (size if isinstance(size, int) and size > 0 else None for size in (shape[0], *shape[2:]))
     if batch not in (None, 1):
-        raise InputError(f"segment_objects.model: the network takes {batch} pictures at once, not one or any number; {REMEDY}")
+        raise InputError(f"segment_objects.model: a network for {batch} pictures at once, not 1 or any; {REMEDY}")
     return (height or network.size_px, width or network.size_px), batch
 
 
@@ -155,4 +156,4 @@ def _resize_scores(scores: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,1 @@
+"""The served models as MLflow models from code: Python files and safetensors, no pickle."""

@@ -1,0 +1,57 @@
+# Every recipe works from a bare environment: .venv is made where it is missing, and its programs come first on PATH.
+PYTHON ?= python3
+PIP_ARGS ?=
+PARAMS ?=
+INSTALLED := .venv/.installed
+LOCK_VENV := .venv-lock
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export DVC_NO_ANALYTICS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format lock render clean
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Make .venv with the pinned dependencies (PIP_ARGS="..." goes to pip, e.g. for another build of torch)
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) flows/preflight.py
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## The whole pipeline on the demo clips (PARAMS=params/smoke.yaml: every step, in minutes, in a copy)
+	@python flows/preflight.py
+	python -m flows demo $(if $(PARAMS),--params $(PARAMS))
+
+test: $(INSTALLED)  ## The tests
+	@python flows/preflight.py
+	python -m pytest
+
+lint: $(INSTALLED)  ## Style and types
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m pyright
+
+format: $(INSTALLED)  ## Mend the style
+	python -m ruff check --fix .
+	python -m ruff format .
+
+lock:  ## Renew constraints.txt: the newest that pyproject.toml allows, in a fresh environment
+	rm -rf $(LOCK_VENV)
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev,render]'
+	head -n 1 constraints.txt > constraints.new
+	$(LOCK_VENV)/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[A-Za-z0-9.]+$$//' | sort -f >> constraints.new
+	mv constraints.new constraints.txt
+	rm -rf $(LOCK_VENV)
+
+render: $(INSTALLED)  ## Render the shipped clips and test cases anew (hours)
+	python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[render]'
+	python -m demo.render
+
+clean:  ## Remove what the pipeline made here; .venv and DVC's cache stay
+	rm -rf data models reports metrics work mlruns mlflow.db dvc.lock demo/dvc.lock .prefect

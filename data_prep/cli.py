@@ -1,0 +1,58 @@
+"""Commands of the data's way: `python -m data_prep <stage>`. Each loads `params.yaml` and runs one stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from imprint.core.params import Params, load_params
+from imprint.core.stage import run_command
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="From videos to training shards.")
+Chunk = Annotated[str | None, typer.Option(help="Only the share i/n of the clips, e.g. 1/4; nothing is published.")]
+
+
+@app.command()
+def ingest() -> None:
+    """List, probe and hash the videos of ingest.source."""
+    from data_prep.ingest.stage import run_ingest
+
+    _run("ingest", run_ingest)
+
+
+@app.command()
+def extract_frames(chunk: Chunk = None) -> None:
+    """Take sharp, distinct frames from every clip."""
+    from data_prep.frames.stage import run_extract_frames
+
+    _run("extract_frames", lambda params: run_extract_frames(params, chunk=chunk))
+
+
+@app.command()
+def segment_objects(chunk: Chunk = None) -> None:
+    """Find the objects in the frames and follow them over time."""
+    from data_prep.masks.stage import run_segment_objects
+
+    _run("segment_objects", lambda params: run_segment_objects(params, chunk=chunk))
+
+
+@app.command()
+def mine_pairs() -> None:
+    """Choose training pairs and split them by clip."""
+    from data_prep.pairs.stage import run_mine_pairs
+
+    _run("mine_pairs", run_mine_pairs)
+
+
+@app.command()
+def pack_shards() -> None:
+    """Pack the pairs' views into tar shards."""
+    from data_prep.shards.stage import run_pack_shards
+
+    _run("pack_shards", run_pack_shards)
+
+
+def _run(stage: str, body: Callable[[Params], None]) -> None:
+    run_command(stage, lambda: body(load_params()))

@@ -1,0 +1,154 @@
+"""Stage `segment_objects`: object masks of every frame, linked into tracks; one tar of 8-bit PNG per clip."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.fanout import Job, Product, collect, compute_product_key, make_products, parse_chunk, publish
+from data_prep.ledger import check_share, print_counts, save_ledger
+from data_prep.masks.instances import Instance, find_instances
+from data_prep.masks.tracking import Track, link_tracks
+from data_prep.tars import read_tar
+from imprint.core.files import compute_digest, compute_file_digest
+from imprint.core.params import Params, SegmentObjects
+from imprint.core.pixels import decode_image, encode_image
+from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_records
+from imprint.core.stage import open_stage
+from imprint.segmentation import build_session
+
+STAGE = "segment_objects"
+CODE = (
+    "data_prep.masks",
+    "data_prep.fanout",
+    "data_prep.ledger",
+    "data_prep.tars",
+    "imprint.core",
+    "imprint.segmentation",
+)
+FRAMES = Path("data/frames")
+OUT = Path("data/masks")
+MAX_TRACKS = 255  # a mask's pixel is one byte
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """What a worker needs for one clip."""
+
+    frames: tuple[FrameRecord, ...]
+    tar: Path
+    params: SegmentObjects
+
+
+def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | None = None) -> None:
+    """Write `data/masks/` and the ledger; with `chunk` (`i/n`) only make the products of that share of the clips."""
+    section, share = params.segment_objects, parse_chunk(chunk) if chunk else None
+    run = open_stage(STAGE, section, [FRAMES], CODE, root)
+    clips = group_by_clip(load_records(root / FRAMES / "index.parquet", FrameRecord))
+    model = compute_file_digest(Path(section.model)) if os.path.isfile(section.model) else section.model
+    jobs = []
+    for clip_id, frames in clips.items():
+        tar = root / FRAMES / f"{clip_id}.tar"
+        content = compute_digest(f"{compute_file_digest(tar)} {frames} {model}")
+        folder = run.clips_dir / compute_product_key(run, content, CODE)
+        jobs.append(Job(clip_id, folder, MaskRecord, segment_clip, ClipJob(frames, tar, section)))
+    if any(not job.folder.is_dir() for job in jobs):
+        build_session(section)  # a model that cannot be had is one error, and weights are downloaded once
+    make_products(jobs, "segment_objects: clips", section.workers, share)
+    if share:
+        return
+    rows, rejections = collect(jobs)
+    save_ledger(STAGE, rejections, root)
+    num_tracks = len({(row.clip_id, row.track) for row in rows})
+    print_counts(STAGE, f"{len(rows)} masks in {num_tracks} tracks of {len(clips)} clips", rejections)
+    check_share(STAGE, "objects", len(rejections), len(rows), section.max_rejected_share)
+    publish(jobs, rows, run, root / OUT)
+
+
+def group_by_clip(frames: Sequence[FrameRecord]) -> dict[str, tuple[FrameRecord, ...]]:
+    """Frames of each clip, both in the index's order."""
+    groups: dict[str, list[FrameRecord]] = {}
+    for frame in frames:
+        groups.setdefault(frame.clip_id, []).append(frame)
+    return {clip_id: tuple(rows) for clip_id, rows in groups.items()}
+
+
+def segment_clip(job: ClipJob) -> Product[MaskRecord]:
+    """Objects of all frames of one clip, then the tracks."""
+    found, rejections = [], []
+    members, size = read_tar(job.tar), job.params.batch_size
+    session = build_session(job.params)
+    for start in range(0, len(job.frames), size):
+        batch = job.frames[start : start + size]
+        images = [decode_image(members[frame.member], f"{job.tar}:{frame.member}") for frame in batch]
+        for frame, image, probability in zip(batch, images, session.predict(images), strict=True):
+            instances, rejected = find_instances(image, probability, job.params)
+            found.append(instances)
+            rejections += _explain_objects(frame, rejected)
+    tracks, rejected_tracks = select_tracks(link_tracks(job.frames, found, job.params.min_link_iou), job)
+    masks, rows = draw_tracks(tracks, job.frames)
+    return Product(masks, rows, rejections + rejected_tracks)
+
+
+def select_tracks(tracks: Sequence[Track], job: ClipJob) -> tuple[list[Track], list[Rejection]]:
+    """Tracks that are sure, long and few enough; one rejection per object of the others."""
+    kept, rejections = [], []
+    for number, track in enumerate(tracks, start=1):
+        reason = "short_track" if len(track.frames) < job.params.min_track_frames else None
+        reason = "in_doubt" if track.doubtful else reason
+        reason = "over_255_tracks" if reason is None and len(kept) == MAX_TRACKS else reason
+        if reason is None:
+            kept.append(track)
+            continue
+        detail = f"candidate {number} of {len(track.frames)} frames"
+        items = [f"{job.frames[position].clip_id}:{job.frames[position].sample_index}" for position in track.frames]
+        rejections += [Rejection(stage=STAGE, item=item, reason=reason, detail=detail) for item in items]
+    return kept, rejections
+
+
+def draw_tracks(
+    tracks: Sequence[Track], frames: Sequence[FrameRecord]
+) -> tuple[list[tuple[str, bytes]], list[MaskRecord]]:
+    """PNG members, grey = track number from 1, and their rows by frame; frames without an object have no member."""
+    by_frame: dict[int, list[tuple[int, Instance]]] = {}
+    for number, track in enumerate(tracks, start=1):
+        for position, instance in zip(track.frames, track.instances, strict=True):
+            by_frame.setdefault(position, []).append((number, instance))
+    members, rows = [], []
+    for position, objects in sorted(by_frame.items()):
+        frame = frames[position]
+        canvas = np.zeros((frame.height_px, frame.width_px), np.uint8)
+        for number, instance in objects:
+            canvas[instance.box.slices][instance.mask] = number
+            rows.append(_build_row(frame, number, instance))
+        members.append((rows[-1].member, encode_image(canvas)))
+    return members, rows
+
+
+def _build_row(frame: FrameRecord, number: int, instance: Instance) -> MaskRecord:
+    return MaskRecord(
+        clip_id=frame.clip_id,
+        track=number,
+        sample_index=frame.sample_index,
+        time_s=frame.time_s,
+        shot=frame.shot,
+        box=(instance.box.y0, instance.box.x0, instance.box.y1, instance.box.x1),
+        area_share=instance.area_share,
+        confidence=instance.confidence,
+        boundary_confidence=instance.boundary_confidence,
+        border_contact=instance.border_contact,
+        member=f"{frame.sample_index:06d}.png",
+    )
+
+
+def _explain_objects(frame: FrameRecord, rejected: Counter[str]) -> list[Rejection]:
+    item = f"{frame.clip_id}:{frame.sample_index}"
+    return [
+        Rejection(stage=STAGE, item=item, reason=reason, detail=f"{count} objects of the frame")
+        for reason, count in sorted(rejected.items())
+    ]

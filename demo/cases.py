@@ -1,0 +1,160 @@
+"""Test cases with ground truth: one object, seen in a reference view and, elsewhere, put into a scene."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from demo.catalogue import CASE_SEEDS, SIZE_PX
+from demo.pictures import compute_exposure, encode_cutout, to_srgb, write_png
+from demo.world import (
+    Actor,
+    Camera,
+    Pose,
+    Stage,
+    build_stage,
+    fit_camera,
+    render_cutout,
+    render_frame,
+    render_image,
+    render_mask,
+    sample_light,
+)
+from imprint.core.masks import compute_mask_levels
+
+NUM_SAMPLES = 256
+MIN_COVER, MAX_COVER = 0.08, 0.25
+BORDER_PX = 3  # the hole box keeps this far from the picture's edge
+MAX_HOLE = 0.62  # share of the picture that the hole box may take
+SHADOW_LEVEL = 4.0  # how much darker, of 255, a pixel must be to count as shadow
+MAX_BRIGHTER = 12.0  # light that the object throws on its surroundings may not exceed this, of 255
+
+
+@dataclass(frozen=True)
+class CasePlan:
+    """Where the object stands in the truth, and how it is seen in the reference."""
+
+    stage_seed: int
+    pose: Pose
+    camera: Camera
+    reference_pose: Pose
+    reference_camera: Camera
+
+
+def _floor_shadow(points: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """(N, 3) points cast on the floor away from a light in the given direction."""
+    return points - points[:, 2:] / direction[2] * direction
+
+
+def plan_case(seed: int, attempt: int, actor: Actor) -> tuple[CasePlan, Stage]:
+    """Draw a scene that frames the object with its shadow, and a reference view turned by 30 to 150 degrees."""
+    rng = np.random.default_rng([seed, 8, attempt])
+    stage_seed = CASE_SEEDS.start + 2000 + (seed - CASE_SEEDS.start) * 100 + attempt
+    stage = build_stage(stage_seed, high_light=True)
+    yaw, turn = rng.uniform(0, 360), rng.choice([-1, 1]) * rng.uniform(30, 150)
+    pose = Pose(yaw_deg=float(yaw))
+    points = actor.points(pose)
+    camera = Camera((0, 0, 0.7), 8, float(rng.uniform(14, 34)), fov_deg=float(rng.uniform(30, 42)))
+    groups = [points, _floor_shadow(points, stage.light.direction())]
+    camera = fit_camera(camera, groups, fill=float(rng.uniform(0.66, 0.84)))
+    reference = Pose(yaw_deg=float(yaw + turn))
+    view = Camera((0, 0, 0.9), 7, float(rng.uniform(10, 40)), fov_deg=float(rng.uniform(28, 44)))
+    view = fit_camera(view, [actor.points(reference)], fill=float(rng.uniform(0.86, 0.93)))
+    return CasePlan(stage_seed, pose, camera, reference, view), stage
+
+
+def compute_shadow(plate: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Bool (H, W): outside the object's mask, truth darker than plate by SHADOW_LEVEL, without speckle."""
+    darker = (plate.astype(np.float32) - truth.astype(np.float32)).mean(-1)
+    # The object itself must not leak into the smoothing.
+    free = (cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0).astype(np.float32)
+    weight = cv2.GaussianBlur(free, (0, 0), 1.0)
+    smooth = cv2.GaussianBlur(darker * free, (0, 0), 1.0) / np.maximum(weight, 1e-3)
+    raw = ((smooth > SHADOW_LEVEL) & ~mask).astype(np.uint8)
+    cleaned = cv2.morphologyEx(raw, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(cleaned, connectivity=8)
+    big = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= 24]
+    return np.isin(labels, big)
+
+
+def compute_holes(mask: np.ndarray, shadow: np.ndarray) -> dict[str, np.ndarray]:
+    """Hole per mask level, the box grown to hold the shadow."""
+    holes: dict[str, np.ndarray] = {str(k): v.copy() for k, v in compute_mask_levels(mask).items()}
+    rows, columns = np.nonzero(holes["box"] | shadow)
+    holes["box"][rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    return holes
+
+
+def _fault(plate: np.ndarray, truth: np.ndarray, mask: np.ndarray, border_px: int) -> str | None:
+    """Why a drawn case does not do, or None."""
+    if not MIN_COVER <= mask.mean() <= MAX_COVER:
+        return "cover"
+    shadow = compute_shadow(plate, truth, mask)
+    if shadow.sum() < 0.01 * mask.size:
+        return "no shadow"
+    box = compute_holes(mask, shadow)["box"]
+    inside = np.zeros_like(box)
+    inside[border_px:-border_px, border_px:-border_px] = True
+    if (box & ~inside).any() or box.mean() > MAX_HOLE:
+        return "box"
+    near = cv2.dilate((mask | shadow).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    change = np.abs(cv2.GaussianBlur(truth.astype(np.float32) - plate.astype(np.float32), (0, 0), 1.0)).max(-1)
+    return "glow" if change[~near].max() > MAX_BRIGHTER else None
+
+
+def _render_pair(plan: CasePlan, stage: Stage, actor: Actor, *, draft: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Plate, truth (sRGB bytes) and exact mask; a draft has half the size and few samples."""
+    size_px = SIZE_PX // 2 if draft else SIZE_PX
+    cast = [(actor, plan.pose)]
+    mask = render_mask(cast, plan.camera, size_px=size_px) > 0
+    draw, num_samples = (render_frame, 24) if draft else (render_image, NUM_SAMPLES)
+    empty = draw(stage, [], plan.camera, size_px=size_px, num_samples=num_samples, seed=plan.stage_seed)
+    full = draw(stage, cast, plan.camera, size_px=size_px, num_samples=num_samples, seed=plan.stage_seed)
+    level = float(np.random.default_rng([plan.stage_seed, 9]).uniform(0.45, 0.68))
+    exposure = compute_exposure(empty, level=level)
+    return to_srgb(empty, exposure), to_srgb(full, exposure), mask
+
+
+def _draw_case(seed: int, actor: Actor) -> tuple[CasePlan, Stage, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """First plan whose draft and final pictures are without fault."""
+    for attempt in range(100):
+        plan, stage = plan_case(seed, attempt, actor)
+        cover = (render_mask([(actor, plan.pose)], plan.camera, size_px=SIZE_PX // 2) > 0).mean()
+        if not MIN_COVER <= cover <= MAX_COVER or _fault(*_render_pair(plan, stage, actor, draft=True), border_px=3):
+            continue
+        final = _render_pair(plan, stage, actor, draft=False)
+        if _fault(*final, border_px=BORDER_PX) is None:
+            return plan, stage, final
+    raise RuntimeError(f"no scene of 100 suits object {seed}")
+
+
+def write_case(index: int, folder: Path) -> None:
+    """Write `case_<index>/`: pictures, masks, holes, and `case.json` last."""
+    seed = CASE_SEEDS.start + index
+    name = f"case_{index:03d}"
+    target = folder / name
+    if (target / "case.json").exists():
+        return
+    actor = Actor(seed)
+    plan, stage, (plate, truth, mask) = _draw_case(seed, actor)
+    shadow = compute_shadow(plate, truth, mask)
+    holes = compute_holes(mask, shadow)
+    light = sample_light(np.random.default_rng([seed, 10]))
+    cutout = render_cutout(actor, plan.reference_pose, light, plan.reference_camera, size_px=SIZE_PX, num_samples=128, seed=seed)
+    pictures = {"reference": encode_cutout(cutout), "plate": plate, "truth": truth}
+    grey = {"object_mask": mask, "shadow_mask": shadow} | {f"hole_{k}": v for k, v in holes.items()}
+    for key, picture in (pictures | {k: v.astype(np.uint8) * 255 for k, v in grey.items()}).items():
+        write_png(target / f"{key}.png", picture)
+    record = {
+        "name": name, "seed": seed, "stage_seed": plan.stage_seed, "background": stage.background,
+        "cover": round(float(mask.mean()), 4), "shadow_cover": round(float(shadow.mean()), 4),
+        "hole_box_cover": round(float(holes["box"].mean()), 4),
+        "view": {"pose": asdict(plan.pose), "camera": asdict(plan.camera), "light": asdict(stage.light)},
+        "reference_view": {
+            "pose": asdict(plan.reference_pose), "camera": asdict(plan.reference_camera), "light": asdict(light)},
+    }
+    (target / "case.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,73 @@
+"""`python -m imprint`: the training and evaluation stages, and the composite. Heavy imports wait for their need."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def imprint() -> None:
+    """Train, evaluate and use a compositor: put an object into a picture."""
+
+
+@app.command()
+def evaluate() -> None:
+    """Measure models/compositor on the cases with ground truth; write the metrics file and the report."""
+    from imprint.core.params import load_params
+    from imprint.core.stage import run_command
+
+    def body() -> None:
+        from imprint.evaluation.stage import run_evaluate
+
+        run_evaluate(load_params())
+
+    run_command("evaluate", body)
+
+
+@app.command()
+def composite(
+    object_path: Annotated[
+        Path, typer.Option("--object", help="The object; without transparency it is segmented first.")
+    ],
+    background: Annotated[Path, typer.Option(help="The picture that it goes into, of any size.")],
+    mask: Annotated[
+        Path, typer.Option(help="As large as the background: white where the object goes; no other pixel changes.")
+    ],
+    output: Annotated[Path, typer.Option(help="The PNG to write.")],
+    mask_level: Annotated[
+        str,
+        typer.Option(help="How to read the mask: exact (its outline is the object's), soft, coarse or box (a place)."),
+    ] = "box",
+    model: Annotated[
+        str, typer.Option(help="A model's folder, or a models:/ URI of the MLflow registry.")
+    ] = "models/compositor",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="1 is none; more follows the object more strictly.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Another seed gives another picture.")] = 0,
+) -> None:
+    """Put an object into a background where a mask is white."""
+    from imprint.inference.command import composite_files
+
+    settings = {"level": mask_level, "model": model, "steps": steps, "guidance": guidance, "seed": seed}
+    with _exit_on_bad_input("composite"):
+        composite_files(object_path, background, mask_path=mask, output_path=output, **settings)
+
+
+@contextmanager
+def _exit_on_bad_input(command: str) -> Iterator[None]:
+    """One line on standard error and exit code 2 for what the user can mend."""
+    from imprint.core.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

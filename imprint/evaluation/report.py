@@ -1,0 +1,84 @@
+"""The report folder: a page that stands alone with its pictures, the grid, one composite, and tables for plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imprint.core.files import write_bytes_atomic
+from imprint.core.pixels import save_image
+from imprint.evaluation.cases import Case
+from imprint.evaluation.charts import COLOURS, build_chart
+from imprint.evaluation.composites import METHODS, Composites
+from imprint.evaluation.measures import CHANGED_LEVELS, MAX_PSNR_DB, MIN_REGION_PX
+from imprint.evaluation.pictures import TILES, build_grid, save_strips
+from imprint.evaluation.summary import METRICS, Row
+from imprint.evaluation.table import COLUMNS, METHOD_TITLES, STAGE_TITLES, format_number, is_best
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_CHARTS = ("object_psnr_db", "object_ssim", "shadow_psnr_db", "surround_psnr_db", "identity_top1", "shape_iou")
+
+
+def write_report(
+    folder: Path,
+    metrics: dict[str, Any],
+    *,
+    rows: Sequence[Row],
+    cases: Sequence[Case],
+    composites: Composites,
+    grid_rows: int,
+) -> None:
+    """Fill `folder`. The pictures show the first `grid_rows` cases in the archive's order, good or bad."""
+    shown = list(cases[:grid_rows])
+    save_strips(folder / "rows", shown, composites)
+    save_image(folder / "grid.png", build_grid(shown, composites))
+    last_level = list(composites)[-1]
+    save_image(folder / "composite.png", composites[last_level]["ours"][0])
+    _write_csv(folder / "cases.csv", ["case", "level", "method", *METRICS], [_list_row(row) for row in rows])
+    for method in METHODS:
+        means = [[level, *(methods[method][name] for name in METRICS)] for level, methods in metrics["levels"].items()]
+        _write_csv(folder / "plots" / f"{method}.csv", ["level", *METRICS], means)
+    page = render_page(metrics, rows=rows, names=[case.name for case in shown])
+    write_bytes_atomic(folder / "index.html", page.encode())
+
+
+def render_page(metrics: dict[str, Any], *, rows: Sequence[Row], names: Sequence[str]) -> str:
+    """The page as HTML; it refers to the pictures beside it by relative names."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_TEMPLATE.read_text())
+    identity = metrics["identity"]
+    lines = {"chance": identity["chance_top1"], "true pictures": identity["ceiling_top1"]}
+    charts = {name: build_chart(metrics, name, lines if name == "identity_top1" else None) for name in _CHARTS}
+    return template.render(
+        metrics=metrics,
+        columns={name: title for name, (title, _) in COLUMNS.items()},
+        methods=METHOD_TITLES,
+        stages=STAGE_TITLES,
+        colours=COLOURS,
+        tiles=TILES,
+        names=names,
+        charts={name: Markup(svg) for name, svg in charts.items()},
+        values={(row.case, row.level, row.method): row.values for row in rows},
+        number=format_number,
+        best=is_best,
+        definitions={"min_region_px": MIN_REGION_PX, "max_psnr_db": MAX_PSNR_DB, "changed_levels": CHANGED_LEVELS},
+    )
+
+
+def _list_row(row: Row) -> list[str | float | None]:
+    return [row.case, row.level, row.method, *(row.values[name] for name in METRICS)]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A missing value is an empty cell; numbers have four decimals, so that reruns write equal bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])
+    write_bytes_atomic(path, text.getvalue().encode())

@@ -1,0 +1,92 @@
+"""What a user may give to be composited, read and checked before any work begins. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imprint.core.errors import InputError
+from imprint.core.masks import MaskLevel
+from imprint.core.params import load_params
+from imprint.core.pixels import load_image, load_mask
+
+DEFAULT_LEVEL: MaskLevel = "box"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One composite to make.
+
+    object_rgba: uint8 [h, w, 4], the object's opacity in its alpha; background: RGB uint8 [h, w, 3];
+    hole: bool [h, w], true where the object goes, nothing else changes; level: how the hole is to be read, from
+    `exact` (the object's very outline: fill it) to `box` (a place: sit inside it). A model that was trained without
+    the condition ignores the level, and None leaves it out.
+    """
+
+    object_rgba: np.ndarray
+    background: np.ndarray
+    hole: np.ndarray
+    level: MaskLevel | None = DEFAULT_LEVEL
+    seed: int = 0
+
+
+def load_request(
+    object_path: Path, background_path: Path, mask_path: Path, *, params_path: Path, level: MaskLevel, seed: int
+) -> Request:
+    """Read the three pictures and check them. `InputError` names the file and the remedy.
+
+    An object image without transparency is segmented as `params_path` says. Transparency of the background is ignored.
+    """
+    background = load_image(background_path, "background")[..., :3]
+    hole = load_mask(mask_path)
+    check_hole(hole, background.shape[:2], f"mask {mask_path}")
+    object_image = load_image(object_path, "object")
+    check_object(object_image, f"object {object_path}")
+    object_rgba = cut_out(object_image, params_path, f"object {object_path}")
+    return Request(object_rgba=object_rgba, background=background, hole=hole, level=level, seed=seed)
+
+
+def check_hole(hole: np.ndarray, background_hw: tuple[int, ...], name: str = "the mask") -> None:
+    """`InputError` unless the hole has the background's size, some white and some black."""
+    if hole.shape != tuple(background_hw):
+        sizes = [f"{width} x {height}" for height, width in (hole.shape, background_hw)]
+        raise InputError(
+            f"{name} is {sizes[0]} px but the background {sizes[1]} px; give a mask of the background's size"
+        )
+    if not hole.any():
+        raise InputError(f"{name} is empty; paint white where the object goes")
+    if hole.all():
+        raise InputError(f"{name} is all white; leave black what must stay as it is")
+
+
+def check_object(image: np.ndarray, name: str = "the object") -> None:
+    """`InputError` if the alpha channel of an RGBA picture leaves nothing."""
+    if image.shape[2] == 4 and not (image[..., 3] > 127).any():
+        raise InputError(f"{name} has no pixels: its alpha channel is transparent everywhere; give another cut-out")
+
+
+def cut_out(image: np.ndarray, params_path: Path, name: str = "the object") -> np.ndarray:
+    """RGBA uint8: the picture itself where its alpha says something, else with the mask that segmentation finds, by the
+    network of `segment_objects` in the params file."""
+    if image.shape[2] == 4 and not (image[..., 3] == 255).all():
+        return image
+    from imprint.segmentation import build_session, segment_image
+
+    opacity = (
+        segment_image(image[..., :3], build_session(load_params(params_path).segment_objects)).astype(np.uint8) * 255
+    )
+    if not opacity.any():
+        raise InputError(f"{name} has no pixels: segmentation finds nothing in it; give a PNG with an alpha channel")
+    return np.dstack([image[..., :3], opacity])
+
+
+def check_output(path: Path) -> None:
+    """`InputError` unless a PNG can be written there."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"output {path} is no .png; other formats would change the pixels outside the mask")
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"output {path} cannot be written; give a file name in an existing, writable folder")

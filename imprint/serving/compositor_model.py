@@ -1,0 +1,51 @@
+"""`imprint-compositor` as MLflow runs it: object, background and mask in, picture out, one row per composite.
+
+MLflow executes this file when the model is logged and when it is loaded, so it imports nothing heavy by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class CompositorModel(PythonModel):
+    def load_context(self, context: Any) -> None:
+        from imprint.inference.loading import load_compositor
+
+        self._compositor = load_compositor(context.artifacts["model"])
+        self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """A data frame of PNGs in `image`, of each background's size and equal to it outside the mask."""
+        import pandas as pd
+
+        from imprint.core.pixels import encode_image
+
+        settings = dict(params or {})
+        requests = self._build_requests(model_input, settings.pop("mask_level", "box"), settings.pop("seed", 0))
+        images = self._compositor.composite_batch(requests, **{"steps": 20, "guidance": 2.0} | settings)
+        return pd.DataFrame({"image": [encode_image(image) for image in images]})
+
+    def _build_requests(self, rows: Any, level: Any, seed: int) -> list[Any]:
+        from imprint.inference.inputs import Request, check_hole, check_object, cut_out
+        from imprint.serving.pictures import read_pictures
+
+        columns = {name: read_pictures(rows[name], name) for name in ("object", "background", "mask")}
+        requests = []
+        for row, (thing, background, mask) in enumerate(zip(*columns.values(), strict=True)):
+            hole = mask[..., 0] > 127
+            check_hole(hole, background.shape[:2], f"mask[{row}]")
+            check_object(thing, f"object[{row}]")
+            rgba = cut_out(thing, self._params_path, f"object[{row}]")
+            request = Request(
+                object_rgba=rgba, background=background[..., :3], hole=hole, level=level, seed=int(seed) + row
+            )
+            requests.append(request)
+        return requests
+
+
+set_model(CompositorModel())
