@@ -24,7 +24,11 @@ def save_ledger(stage: str, rejections: Iterable[Rejection], root: Path = Path("
 
 def print_counts(stage: str, kept: str, rejections: Sequence[Rejection]) -> None:
     """Table of counts by reason on standard error; `kept` says what the stage kept (`24 clips`)."""
-    table = Table(title=f"{stage}: {kept} kept", title_justify="left")
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    console.print(f"{stage}: {kept} kept, {len(rejections) or 'nothing'} left out", highlight=False)
+    if not rejections:
+        return
+    table = Table()
     table.add_column("left out because")
     table.add_column("rows", justify="right")
     table.add_column("for example")
@@ -32,9 +36,7 @@ def print_counts(stage: str, kept: str, rejections: Sequence[Rejection]) -> None
     examples = {row.reason: row for row in reversed(rejections)}
     for reason, count in sorted(counts.items()):
         table.add_row(reason, str(count), f"{examples[reason].item} {examples[reason].detail}".strip()[:80])
-    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(
-        table if counts else f"{stage}: {kept} kept, nothing left out"
-    )
+    console.print(table)
 
 
 def check_share(stage: str, unit: str, num_rejected: int, num_kept: int, max_share: float) -> None:

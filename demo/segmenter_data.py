@@ -71,7 +71,7 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def load_scenes(folder: Path) -> Scenes:
     """Rendered scenes by name: `<seed>-<number>/image.png` (RGB) and `.../mask.png` (grey, 0 is background)."""
-    places = sorted((p.parent for p in folder.glob("*/image.png")))
+    places = sorted(p.parent for p in folder.glob("*/image.png"))
     images = [_fit(load_image(place / "image.png")) for place in places]
     masks = [_fit((load_image(place / "mask.png")[..., 0] > 0) * np.uint8(255)) for place in places]
     return Scenes(np.stack(images), np.stack(masks))

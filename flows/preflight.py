@@ -1,4 +1,4 @@
-"""What must be there before anything is installed: Python and two system libraries. Run by make, standard library only."""
+"""What must be there before an install: Python and two system libraries. Run by make, standard library only."""
 
 import ctypes
 import sys

@@ -17,7 +17,7 @@ from imprint.core.errors import InputError
 from imprint.core.files import compute_path_digest
 from imprint.core.stage import PACKAGES_ROOT
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
-from imprint.tracking.store import EXPERIMENT, open_store, resolve_tracking_uri
+from imprint.tracking.store import open_store, resolve_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,6 +71,11 @@ class Registration:
     created: bool
     champion: str
 
+    def describe(self) -> str:
+        """One line for people."""
+        verb = "registered as" if self.created else "is registered already as"
+        return f"{self.name} {verb} version {self.version} (champion: version {self.champion})"
+
 
 def register_all(root: Path = Path(".")) -> list[Registration]:
     """Register both models of the project at `root`."""
@@ -103,7 +108,9 @@ def promote(name: str, version: str, root: Path = Path(".")) -> None:
     try:
         client.get_model_version(name, version)
     except MlflowException:
-        raise InputError(f"{name} has no version {version} in {resolve_tracking_uri(root)}; `imprint models` lists them") from None
+        raise InputError(
+            f"{name} has no version {version} in {resolve_tracking_uri(root)}; `imprint models` lists them"
+        ) from None
     move_alias(client, name, alias=CHAMPION, version=version)
 
 
@@ -143,33 +150,52 @@ def read_metrics(root: Path) -> dict[str, float]:
 
 def _create_version(client: MlflowClient, servable: Servable, *, digest: str, root: Path) -> str:
     """Log the files as a pyfunc model from code, then register it: a crash between leaves a model without a version."""
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    uri = resolve_tracking_uri(root)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    mlflow.set_experiment(EXPERIMENT)
-    model = mlflow.pyfunc.log_model(
-        name=servable.name,
-        python_model=str(_SERVING / servable.code),
-        artifacts={"model": str(root / servable.folder), "params": str(root / "params.yaml")},
-        code_paths=[str(PACKAGES_ROOT / "imprint")],
-        signature=_build_signature(servable),
-        input_example=_build_input_example(servable),
-        pip_requirements=[f"{name}=={_read_version(name)}" for name in _REQUIREMENTS],
-        metadata={"digest": digest},
-    )
-    for key, value in read_metrics(root).items() if servable is COMPOSITOR else ():
-        mlflow.log_metric(key, value, model_id=model.model_id)
     try:
         client.create_registered_model(servable.name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {DIGEST_TAG: digest, "imprint.folder": servable.folder}
-    version = client.create_model_version(servable.name, model.model_uri, tags=tags, model_id=model.model_id)
+    model = _log_model(client, servable, digest=digest, root=root)
+    version = client.create_model_version(
+        servable.name,
+        model.model_uri,
+        run_id=model.run_id,
+        tags={DIGEST_TAG: digest, "imprint.folder": servable.folder},
+        model_id=model.model_id,
+    )
     return str(version.version)
+
+
+def _log_model(client: MlflowClient, servable: Servable, *, digest: str, root: Path) -> Any:
+    import mlflow
+
+    uri = resolve_tracking_uri(root)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    experiment_id = open_store(root)[1]
+    source_run_id = _find_source_run(client, experiment_id, digest)
+    run_name = None if source_run_id else f"register-{servable.name}"
+    with mlflow.start_run(run_id=source_run_id, experiment_id=experiment_id, run_name=run_name):
+        model = mlflow.pyfunc.log_model(
+            name=servable.name,
+            python_model=str(_SERVING / servable.code),
+            artifacts={"model": str(root / servable.folder), "params": str(root / "params.yaml")},
+            code_paths=[str(PACKAGES_ROOT / "imprint")],
+            signature=_build_signature(servable),
+            input_example=_build_input_example(servable),
+            pip_requirements=[f"{name}=={_read_version(name)}" for name in _REQUIREMENTS],
+        )
+        if servable is COMPOSITOR:
+            mlflow.log_metrics(read_metrics(root), model_id=model.model_id)
+    return model
+
+
+def _find_source_run(client: MlflowClient, experiment_id: str, digest: str) -> str | None:
+    """The run that logged weights with this content; none if DVC restored them."""
+    found = client.search_logged_models([experiment_id], filter_string=f"tags.`{DIGEST_TAG}` = '{digest}'")
+    return next((model.source_run_id for model in found if model.source_run_id), None)
 
 
 def _build_signature(servable: Servable) -> Any:
@@ -178,12 +204,12 @@ def _build_signature(servable: Servable) -> Any:
     from mlflow.types.schema import Array
 
     output = DataType.binary if servable.output == "image" else Array(Array(DataType.double))
-    params = [ParamSpec(name, kind, default) for name, (kind, default) in servable.params.items()]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, name) for name in servable.inputs]),
-        outputs=Schema([ColSpec(output, servable.output)]),
-        params=ParamSchema(params) if params else None,
-    )
+    params = [ParamSpec(name, DataType[kind], default) for name, (kind, default) in servable.params.items()]
+    schemas: dict[str, Any] = {
+        "inputs": Schema([ColSpec(DataType.binary, name) for name in servable.inputs]),
+        "outputs": Schema([ColSpec(output, servable.output)]),
+    }
+    return ModelSignature(**schemas, **({"params": ParamSchema(params)} if params else {}))
 
 
 def _build_input_example(servable: Servable) -> Any:

@@ -29,18 +29,18 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> Pat
     return path
 
 
-def draw_frame(seed: int, poses: Sequence[Pose], style: int = 0, radius_px: int = 20) -> np.ndarray:
+def draw_frame(seed: int, poses: Sequence[Pose], style: int = 0, radius_px: int = 20, grey: int = 120) -> np.ndarray:
     """Textured grey background by `seed`, and a turning striped object of one `style` at each pose."""
     noise = np.random.default_rng(seed).normal(0, 25, (SIZE_PX // 4, SIZE_PX // 4)).astype(np.float32)
-    grey = 120 + cv2.resize(noise, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_CUBIC)
-    image = np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    wall = grey + cv2.resize(noise, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_CUBIC)
+    image = np.repeat(np.clip(wall, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     rows, cols = np.mgrid[:SIZE_PX, :SIZE_PX]
     colours = np.roll(np.array([[230, 30, 40], [40, 60, 220], [30, 200, 60]], np.uint8), style, axis=1)
     for y, x, turn in poses:
         along = (rows - y) * np.cos(turn) + (cols - x) * np.sin(turn)
         across = (cols - x) * np.cos(turn) - (rows - y) * np.sin(turn)
         inside = (np.abs(along) <= radius_px) & (np.abs(across) <= 0.7 * radius_px)
-        stripes = colours[(np.floor(along / 8) % 3).astype(int)]
+        stripes = colours[(np.floor(along / (0.4 * radius_px)) % 3).astype(int)]
         image[inside] = stripes[inside]
     return image
 
@@ -60,19 +60,23 @@ def draw_crossing(seed: int, num_frames: int = NUM_FRAMES) -> list[np.ndarray]:
 def draw_cut(seed: int, num_frames: int = NUM_FRAMES) -> list[np.ndarray]:
     """Two shots with another object at the same place."""
     half = num_frames // 2
-    first = [draw_frame(seed, [(48, 48, k / 8)], style=0) for k in range(half)]
-    second = [255 - draw_frame(seed + 1, [(48, 48, k / 8)], style=1) for k in range(num_frames - half)]
+    first = [draw_frame(seed, [(48, 48, k / 8)], style=0, grey=45) for k in range(half)]
+    second = [draw_frame(seed + 1, [(48, 48, k / 8)], style=1, grey=215) for k in range(num_frames - half)]
     return first + second
 
 
 def write_colour_network(path: Path) -> Path:
-    """ONNX file, picture [b, 3, 96, 96] => how colourful each pixel is, 0-1: a segmenter that is right on these clips."""
+    """ONNX file, picture [b, 3, 96, 96] => how colourful each pixel is, 0-1: it is right on these clips."""
     axes = _field(5, _field(1, "axes") + _field(8, 1) + _field(20, 7))
     nodes = [
         _field(1, "image") + _field(2, "high") + _field(4, "ReduceMax") + axes,
         _field(1, "image") + _field(2, "low") + _field(4, "ReduceMin") + axes,
         _field(1, "high") + _field(1, "low") + _field(2, "spread") + _field(4, "Sub"),
-        _field(1, "spread") + _field(2, "score") + _field(4, "HardSigmoid") + _float("alpha", 0.8) + _float("beta", -0.7),
+        _field(1, "spread")
+        + _field(2, "score")
+        + _field(4, "HardSigmoid")
+        + _float("alpha", 0.8)
+        + _float("beta", -0.7),
     ]
     graph = b"".join(_field(1, node) for node in nodes) + _field(2, "colour")
     graph += _field(11, _tensor_type("image", ("b", 3, SIZE_PX, SIZE_PX)))

@@ -17,6 +17,7 @@ import numpy as np
 
 from data_prep.fanout import end_with_parent, get_process_context
 
+START_S = 120.0  # what a child may take to start on a busy machine
 Reader = Callable[[str, Sequence[int]], Iterator[np.ndarray]]
 
 
@@ -61,7 +62,8 @@ def read_with_opencv(path: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
 def read_frames(reader: Reader, path: str, indices: Sequence[int], deadline_s: float) -> Iterator[np.ndarray]:
     """The reader's frames, read in a child process. `ReadFailure` if it fails, dies, or `deadline_s` passes.
 
-    The deadline is on the whole clip and runs only while we wait for the child. The child is always gone at the end.
+    The deadline is on the whole clip; it starts when the child has started, and runs only while we wait for a frame.
+    The child is always gone at the end.
     """
     context = get_process_context()
     receiver, sender = context.Pipe(duplex=False)
@@ -70,22 +72,23 @@ def read_frames(reader: Reader, path: str, indices: Sequence[int], deadline_s: f
     sender.close()
     left_s = deadline_s
     try:
+        _receive(receiver, START_S, START_S)
         for _ in indices:
             start_s = time.monotonic()
-            yield_value = _receive(receiver, left_s, deadline_s)
+            frame = _receive(receiver, left_s, deadline_s)
             left_s -= time.monotonic() - start_s
-            yield yield_value
+            yield frame
     finally:
         child.kill()
         child.join()
         receiver.close()
 
 
-def _receive(receiver: Connection, left_s: float, deadline_s: float) -> np.ndarray:
+def _receive(receiver: Connection, left_s: float, limit_s: float) -> Any:
     if not receiver.poll(max(left_s, 0.0)):
-        raise ReadFailure(f"not done within {deadline_s:g} s")
+        raise ReadFailure(f"not done within {limit_s:g} s")
     try:
-        message: Any = receiver.recv()
+        message = receiver.recv()
     except EOFError:
         raise ReadFailure("the decoder died") from None
     if isinstance(message, str):
@@ -96,6 +99,7 @@ def _receive(receiver: Connection, left_s: float, deadline_s: float) -> np.ndarr
 def _send_frames(reader: Reader, path: str, indices: list[int], sender: Connection) -> None:
     end_with_parent()
     try:
+        sender.send(None)
         for frame in reader(path, indices):
             sender.send(frame)
     except BrokenPipeError:

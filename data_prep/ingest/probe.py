@@ -23,9 +23,9 @@ class VideoProbe:
 def probe_video(path: Path) -> VideoProbe | str:
     """Probe one file; a string says why it cannot be read."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the reason goes into the ledger, not to the terminal
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     import cv2
 
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     if path.stat().st_size == 0:
         return "the file is empty"
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)

@@ -98,7 +98,7 @@ def _build_case(
     reference, plate, truth = read("reference"), read("plate")[..., :3], read("truth")[..., :3]
     object_mask = read_mask("object_mask")
     shadow_mask = read_mask("shadow_mask") & ~object_mask
-    holes = {level: read_mask(f"hole_{level}") | object_mask for level in levels}
+    holes: dict[MaskLevel, np.ndarray] = {level: read_mask(f"hole_{level}") | object_mask for level in levels}
     sizes = {picture.shape[:2] for picture in (plate, truth, object_mask, shadow_mask, *holes.values())}
     if len(sizes) > 1 or reference.shape[2] != 4 or not object_mask.any():
         raise InputError(f"{path}: {name}: sizes differ, the reference has no alpha, or the object is empty")

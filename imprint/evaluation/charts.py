@@ -69,5 +69,6 @@ def _draw_dot(x_px: float, ends_px: list[float], y_px: float, method: str, mean:
     return (
         f"<g><title>{METHOD_TITLES[method]}: {format_number(mean, name)}</title>"
         f'<line x1="{ends_px[0]:.1f}" x2="{ends_px[1]:.1f}" y1="{y_px}" y2="{y_px}" stroke="{colour}" '
-        f'stroke-width="2.5" stroke-linecap="round" opacity="0.45"/><circle cx="{x_px:.1f}" cy="{y_px}" r="4" fill="{colour}"/></g>'
+        f'stroke-width="2.5" stroke-linecap="round" opacity="0.45"/>'
+        f'<circle cx="{x_px:.1f}" cy="{y_px}" r="4" fill="{colour}"/></g>'
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from imprint.evaluation.composites import Composites
 TILES = ("reference", "plate", "hole", "ours", "alpha paste", "Poisson", "truth")
 _GAP_PX = 4
 _PAPER = 255  # background of strips and grid
-_HOLE_COLOUR = np.float32([236, 64, 122])
+_HOLE_COLOUR = np.array([236, 64, 122], np.float32)
 _LABEL_PX = 92
 _HEADER_PX = 26
 _MIN_TILE_PX = 96
@@ -56,14 +57,13 @@ def fit_tile(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 def save_strips(folder: Path, cases: Sequence[Case], composites: Composites) -> None:
     """`<folder>/<level>/<case>.png` for the given cases, which are the first ones of the composites."""
-    for level in composites:
-        for number, case in enumerate(cases):
-            save_image(folder / level / f"{case.name}.png", build_strip(case, level, composites, number))
+    for level, (number, case) in itertools.product(composites, enumerate(cases)):
+        save_image(folder / level / f"{case.name}.png", build_strip(case, level, composites, number))
 
 
 def build_grid(cases: Sequence[Case], composites: Composites) -> np.ndarray:
     """RGB uint8: a labelled row per case, in order, failures included; the mask levels take turns."""
-    levels = list(composites)
+    levels: list[MaskLevel] = list(composites)
     chosen = [levels[number % len(levels)] for number in range(len(cases))]
     strips = [
         build_strip(case, level, composites, n) for n, (case, level) in enumerate(zip(cases, chosen, strict=True))

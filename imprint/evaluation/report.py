@@ -12,7 +12,7 @@ from imprint.core.files import write_bytes_atomic
 from imprint.core.pixels import save_image
 from imprint.evaluation.cases import Case
 from imprint.evaluation.charts import COLOURS, build_chart
-from imprint.evaluation.composites import METHODS, Composites
+from imprint.evaluation.composites import Composites
 from imprint.evaluation.measures import CHANGED_LEVELS, MAX_PSNR_DB, MIN_REGION_PX
 from imprint.evaluation.pictures import TILES, build_grid, save_strips
 from imprint.evaluation.summary import METRICS, Row
@@ -38,9 +38,12 @@ def write_report(
     last_level = list(composites)[-1]
     save_image(folder / "composite.png", composites[last_level]["ours"][0])
     _write_csv(folder / "cases.csv", ["case", "level", "method", *METRICS], [_list_row(row) for row in rows])
-    for method in METHODS:
-        means = [[level, *(methods[method][name] for name in METRICS)] for level, methods in metrics["levels"].items()]
-        _write_csv(folder / "plots" / f"{method}.csv", ["level", *METRICS], means)
+    means = [
+        [f"{level}, {METHOD_TITLES[method]}", *(cells[name] for name in METRICS)]
+        for level, methods in metrics["levels"].items()
+        for method, cells in methods.items()
+    ]
+    _write_csv(folder / "plots" / "quality.csv", ["composite", *METRICS], means)
     page = render_page(metrics, rows=rows, names=[case.name for case in shown])
     write_bytes_atomic(folder / "index.html", page.encode())
 

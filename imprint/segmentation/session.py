@@ -56,7 +56,7 @@ class NetworkSession(BaseSession):
     def compute_scores(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """RGB uint8 [h, w, 3] of any sizes => float32 [h, w] foreground probabilities; one call of the network."""
         raw = self.run_network(images)
-        probabilities = 1.0 / (1.0 + np.exp(-raw)) if self.logits else raw
+        probabilities = 0.5 + 0.5 * np.tanh(0.5 * raw) if self.logits else raw  # the sigmoid, without overflow
         return [_resize_scores(p, i.shape[:2]) for p, i in zip(probabilities, images, strict=True)]
 
     def run_network(self, images: list[np.ndarray]) -> np.ndarray:

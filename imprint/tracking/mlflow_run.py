@@ -60,7 +60,9 @@ class MlflowRun:
         if self._models.get(kind) == digest:  # a resumed run that had come this far
             return
         tags = {DIGEST_TAG: digest}
-        model = self._client.create_logged_model(self._experiment_id, f"{kind}-weights", self.run_id, tags, model_type=kind)
+        model = self._client.create_logged_model(
+            self._experiment_id, f"{kind}-weights", self.run_id, tags, model_type=kind
+        )
         self._client.log_model_artifacts(model.model_id, str(directory))
         for key, value in metrics.items():
             self._client.log_metric(self.run_id, key, value, model_id=model.model_id)

@@ -1,0 +1,159 @@
+"""Work per clip: reruns, kills and chunks give the same bytes; and the commands' error lines."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.fanout import parse_chunk
+from data_prep.frames import stage as frames_stage
+from data_prep.frames.stage import run_extract_frames
+from data_prep.masks import stage as masks_stage
+from data_prep.masks.stage import run_segment_objects
+from data_prep.pairs import stage as pairs_stage
+from data_prep.pairs.stage import run_mine_pairs
+from data_prep.shards import stage as shards_stage
+from imprint.core.errors import InputError
+from imprint.core.params import Params
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def copy_inputs(prepared: Path, root: Path, *names: str) -> Path:
+    for name in names:
+        (root / "data").mkdir(exist_ok=True)
+        source = prepared / "data" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, root / "data" / name)
+    return root
+
+
+def count_products(root: Path, stage: str) -> int:
+    return len([path for path in (root / "work" / stage / "clips").iterdir() if not path.name.startswith(".")])
+
+
+def test_chunks_in_a_pool_then_the_stage_equal_the_stage_alone(prepared, tmp_path, clip_params: Params):
+    root = copy_inputs(prepared, tmp_path, "clips.parquet")
+    section = clip_params.extract_frames.model_copy(update={"workers": 2})
+    params = clip_params.model_copy(update={"extract_frames": section})
+    run_extract_frames(params, root, chunk="1/3")
+    assert count_products(root, "extract_frames") == 3
+    assert not (root / "data/frames").exists()
+    run_extract_frames(params, root, chunk="3/3")
+    assert count_products(root, "extract_frames") == 5
+    run_extract_frames(params, root)
+    assert read_tree(root / "data/frames") == read_tree(prepared / "data/frames")
+    names = ["data/ledgers/extract_frames.parquet"]
+    assert [(root / name).read_bytes() for name in names] == [(prepared / name).read_bytes() for name in names]
+
+
+def test_a_killed_stage_resumes_with_the_clips_that_are_missing(prepared, tmp_path, clip_params, monkeypatch):
+    root = copy_inputs(prepared, tmp_path, "clips.parquet")
+    seen: list[str] = []
+
+    def extract(job):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(job.clip.clip_id)
+        return real(job)
+
+    real = frames_stage.extract_clip
+    monkeypatch.setattr(frames_stage, "extract_clip", extract)
+    with pytest.raises(KeyboardInterrupt):
+        run_extract_frames(clip_params, root)
+    assert not (root / "data/frames").exists()
+    assert count_products(root, "extract_frames") == 3
+    monkeypatch.setattr(frames_stage, "extract_clip", lambda job: seen.append(job.clip.clip_id) or real(job))
+    run_extract_frames(clip_params, root)
+    assert len(seen) == len(set(seen)) == 8
+    assert read_tree(root / "data/frames") == read_tree(prepared / "data/frames")
+
+
+def test_a_rerun_of_masks_and_pairs_gives_the_same_bytes(prepared, tmp_path, clip_params):
+    root = copy_inputs(prepared, tmp_path, "frames")
+    run_segment_objects(clip_params, root)
+    run_mine_pairs(clip_params, root)
+    assert read_tree(root / "data/masks") == read_tree(prepared / "data/masks")
+    assert (root / "data/pairs.parquet").read_bytes() == (prepared / "data/pairs.parquet").read_bytes()
+
+
+def test_settings_of_the_run_alone_keep_the_products_and_others_do_not(prepared, tmp_path, clip_params):
+    root = copy_inputs(prepared, tmp_path, "clips.parquet")
+    sections = [{}, {"max_rejected_share": 0.9}, {"jpeg_quality": 80}]
+    counts = []
+    for changes in sections:
+        section = clip_params.extract_frames.model_copy(update=changes)
+        run_extract_frames(clip_params.model_copy(update={"extract_frames": section}), root)
+        counts.append(count_products(root, "extract_frames"))
+    assert counts == [8, 8, 16]
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+def test_a_wrong_chunk_is_named(text):
+    with pytest.raises(InputError, match=f"--chunk {text}: give i/n"):
+        parse_chunk(text)
+
+
+def test_a_stage_s_code_is_what_dvc_watches():
+    """A product's key and DVC must agree on which sources make it stale."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for module in (frames_stage, masks_stage, pairs_stage, shards_stage):
+        code = {
+            dep.removesuffix(".py").replace("/", ".")
+            for dep in stages[module.STAGE]["deps"]
+            if not dep.startswith("data/")
+        }
+        assert set(module.CODE) == code
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def run_command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "data_prep", *arguments]
+    return subprocess.run(command, cwd=root, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "line"),
+    [
+        (["ingest"], {"source": "nowhere"}, "ingest: ingest.source: nowhere does not exist"),
+        (["ingest"], {"sourc": "x"}, "ingest: params.yaml: ingest.sourc: unknown key"),
+        (["extract-frames"], {}, "extract_frames: data/clips.parquet is missing"),
+        (["segment-objects", "--chunk", "2/1"], {}, "segment_objects: --chunk 2/1: give i/n"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, changes, line, tmp_path):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["ingest"].update(changes)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    result = run_command(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(line)
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_command_runs_a_stage_and_loads_neither_prefect_nor_torch(videos, tmp_path):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["ingest"]["source"] = str(videos)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    result = run_command(tmp_path, "ingest")
+    assert result.returncode == 0, result.stderr
+    assert "8 clips kept" in result.stderr
+    assert (tmp_path / "data/clips.parquet").is_file()
+    modules = ["cli", *[f"{name}.stage" for name in ("ingest", "frames", "masks", "pairs", "shards")]]
+    imports = ", ".join(f"data_prep.{name}" for name in modules)
+    code = f"import sys, {imports}; print({{'torch', 'prefect', 'mlflow'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

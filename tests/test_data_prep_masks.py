@@ -1,0 +1,229 @@
+"""Stage `segment_objects`: clean masks, and tracks that end rather than join two objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.masks.instances import (
+    Instance,
+    compare_histograms,
+    compute_border_contact,
+    compute_histogram,
+    fill_small_holes,
+    find_instances,
+)
+from data_prep.masks.tracking import compute_overlap, link_tracks
+from data_prep.tars import read_tar
+from imprint.core.geometry import Box, box_from_mask
+from imprint.core.params import SegmentObjects, load_params
+from imprint.core.pixels import decode_image
+from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, get_box, load_records
+
+PARAMS: SegmentObjects = load_params(Path(__file__).parents[1] / "params.yaml").segment_objects
+RED, BLUE = (220, 30, 30), (30, 40, 220)
+HW = (80, 100)
+
+
+def draw_objects(*objects: tuple[Box, tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Grey image with filled boxes, and the probability that is 0.95 in them."""
+    image, probability = np.full((*HW, 3), 128, np.uint8), np.full(HW, 0.02, np.float32)
+    for box, colour in objects:
+        image[box.slices], probability[box.slices] = colour, 0.95
+    return image, probability
+
+
+def find(*objects: tuple[Box, tuple[int, int, int]]) -> list[Instance]:
+    return find_instances(*draw_objects(*objects), PARAMS)[0]
+
+
+def square(y0: int, x0: int, side: int = 20) -> Box:
+    return Box(y0, x0, y0 + side, x0 + side)
+
+
+def make_frames(count: int, shots: list[int] | None = None, missing: tuple[int, ...] = ()) -> list[FrameRecord]:
+    return [
+        FrameRecord(
+            clip_id="c",
+            sample_index=index,
+            source_index=index,
+            time_s=index / 6,
+            shot=shots[index] if shots else 0,
+            sharpness=100.0,
+            phash="0" * 16,
+            height_px=HW[0],
+            width_px=HW[1],
+            member=f"{index:06d}.jpg",
+        )
+        for index in range(count)
+        if index not in missing
+    ]
+
+
+def link(found: list[list[Instance]], **frame_options: object) -> list[tuple[list[int], bool]]:
+    frames = make_frames(len(found), **frame_options)
+    kept = [found[frame.sample_index] for frame in frames]
+    tracks = link_tracks(frames, kept, PARAMS.min_link_iou)
+    return [([frames[position].sample_index for position in track.frames], track.doubtful) for track in tracks]
+
+
+# --- objects of one frame -------------------------------------------------------------------------------------------
+
+
+def test_two_objects_and_their_measures():
+    boxes = [square(10, 10), Box(40, 60, 80, 90)]
+    instances = find((boxes[0], RED), (boxes[1], BLUE))
+    assert [instance.box for instance in instances] == boxes
+    assert [instance.area_px for instance in instances] == [400, 1200]
+    assert instances[0].confidence == pytest.approx(0.95)
+    assert instances[0].boundary_confidence == 1.0
+    assert [instance.border_contact for instance in instances] == [0.0, pytest.approx(30 / 140)]
+    assert compare_histograms(instances[0].histogram, instances[1].histogram) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("boxes", "level", "reason"),
+    [
+        ([square(10, 10, 5)], 0.95, "too_small"),
+        ([Box(0, 0, 80, 90)], 0.95, "too_large"),
+        ([square(10, 10), square(10, 31)], 0.95, "in_pieces"),
+        ([square(10, 10)], 0.55, "low_confidence"),
+    ],
+)
+def test_objects_are_rejected_with_a_reason(boxes, level, reason):
+    image, probability = draw_objects(*[(box, RED) for box in boxes])
+    instances, rejected = find_instances(image, np.minimum(probability, level), PARAMS)
+    assert instances == []
+    assert rejected == {reason: 1}
+
+
+def test_small_holes_are_filled_and_large_or_open_ones_are_not():
+    mask = np.zeros(HW, bool)
+    mask[10:50, 10:50] = True
+    small, large, open_one = Box(15, 15, 18, 18), Box(25, 25, 40, 40), Box(10, 45, 20, 50)
+    for box in (small, large, open_one):
+        mask[box.slices] = False
+    filled = fill_small_holes(mask, 0.05)
+    assert filled[small.slices].all()
+    assert not filled[large.slices].any()
+    assert not filled[open_one.slices].any()
+
+
+def test_border_contact_counts_all_sides():
+    assert compute_border_contact(Box(0, 0, 10, 10), (10, 10)) == 1.0
+    assert compute_border_contact(Box(0, 2, 10, 8), (20, 20)) == pytest.approx(6 / 32)
+
+
+def test_a_histogram_forgives_light_but_not_another_colour():
+    rng = np.random.default_rng(0)
+    pixels = np.clip(rng.normal((200, 60, 60), 20, (500, 3)), 0, 255).astype(np.uint8)
+    darker, other = (pixels * 0.9).astype(np.uint8), pixels[:, ::-1].copy()
+    reference = compute_histogram(pixels)
+    assert reference.sum() == pytest.approx(1.0)
+    assert (
+        compare_histograms(reference, compute_histogram(darker))
+        > 0.8
+        > compare_histograms(reference, compute_histogram(other))
+    )
+
+
+def test_overlap_equals_that_of_full_masks():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        a, b = (Box(int(y), int(x), int(y) + 20, int(x) + 30) for y, x in rng.integers(0, 40, (2, 2)))
+        first, second = find((a, RED))[0], find((b, RED))[0]
+        dy, dx = (int(value) for value in rng.integers(-8, 9, 2))
+        full_a, full_b = np.zeros((140, 140), bool), np.zeros((140, 140), bool)
+        full_a[a.y0 + 20 + dy : a.y1 + 20 + dy, a.x0 + 20 + dx : a.x1 + 20 + dx] = True
+        full_b[b.y0 + 20 : b.y1 + 20, b.x0 + 20 : b.x1 + 20] = True
+        assert compute_overlap(first, second, (dy, dx)) == (full_a & full_b).sum()
+
+
+# --- tracks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_moving_object_is_one_track():
+    assert link([find((square(20, 5 + 7 * k), RED)) for k in range(8)]) == [(list(range(8)), False)]
+
+
+def test_a_fast_object_is_followed_by_its_speed():
+    columns = [4, 10, 22, 37, 52, 67]  # 15 px per frame: the 20 px wide masks overlap by too little
+    assert link([find((square(20, x), RED)) for x in columns]) == [(list(range(6)), False)]
+
+
+def test_a_track_ends_at_a_cut():
+    found = [find((square(20, 30), RED)) for _ in range(6)]
+    assert link(found, shots=[0, 0, 0, 1, 1, 1]) == [([0, 1, 2], False), ([3, 4, 5], False)]
+
+
+def test_a_track_bridges_one_missing_frame_and_ends_at_two():
+    found = [find((square(20, 30), RED)) for _ in range(9)]
+    assert link(found, missing=(2, 5, 6)) == [([0, 1, 3, 4], False), ([7, 8], False)]
+
+
+def test_a_track_ends_where_the_colours_change():
+    found = [find((square(20, 30), RED if k < 3 else BLUE)) for k in range(6)]
+    assert link(found) == [([0, 1, 2], False), ([3, 4, 5], False)]
+
+
+def test_twins_that_merge_end_both_tracks_and_the_blob_is_in_doubt():
+    gaps = [30, 25, 18, 8, 0, -6, 0, 8, 18, 25]
+    found = [find((square(20, 30 - g // 2), RED), (square(20, 50 + g // 2), RED)) for g in gaps]
+    assert [len(instances) for instances in found] == [2, 2, 2, 2, 1, 1, 1, 2, 2, 2]
+    tracks = link(found)
+    assert tracks == [
+        ([0, 1, 2, 3], False),
+        ([0, 1, 2, 3], False),
+        ([4, 5, 6], True),
+        ([7, 8, 9], False),
+        ([7, 8, 9], False),
+    ]
+
+
+def test_an_object_that_falls_apart_was_in_doubt_all_the_time():
+    found = [find((square(20, 30), RED), (square(20, 50), RED))] * 3
+    found += [find((square(20, 26), RED), (square(20, 54), RED))] * 3
+    assert link(found) == [([0, 1, 2], True), ([3, 4, 5], False), ([3, 4, 5], False)]
+
+
+def test_a_sudden_growth_is_in_doubt():
+    found = [find((square(20, 30), RED))] * 3 + [find((Box(20, 30, 40, 70), RED))] * 3
+    assert link(found) == [([0, 1, 2], False), ([3, 4, 5], True)]
+
+
+# --- the stage ------------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_members_whose_grey_is_the_track(prepared):
+    rows = load_records(prepared / "data/masks/index.parquet", MaskRecord)
+    assert rows == sorted(rows, key=lambda row: (row.clip_id, row.sample_index, row.track))
+    for clip_id in {row.clip_id for row in rows}:
+        members = read_tar(prepared / f"data/masks/{clip_id}.tar")
+        of_clip = [row for row in rows if row.clip_id == clip_id]
+        assert set(members) == {row.member for row in of_clip}
+        for row in of_clip:
+            mask = decode_image(members[row.member], row.member)[..., 0] == row.track
+            assert box_from_mask(mask) == get_box(row)
+            assert mask.mean() == pytest.approx(row.area_share)
+
+
+def test_tracks_of_the_clips(prepared):
+    """One track per turning object; two where there is a cut; twins never share one."""
+    names = {clip.clip_id: Path(clip.path).stem for clip in load_records(prepared / "data/clips.parquet", ClipRecord)}
+    rows = load_records(prepared / "data/masks/index.parquet", MaskRecord)
+    tracks: dict[str, dict[int, list[MaskRecord]]] = {}
+    for row in rows:
+        tracks.setdefault(names[row.clip_id], {}).setdefault(row.track, []).append(row)
+    assert {name: len(found) for name, found in tracks.items() if name != "twins"} == {
+        **{f"turning_{seed}": 1 for seed in range(6)},
+        "cut": 2,
+    }
+    assert [{row.shot for row in track} for track in tracks["cut"].values()] == [{0}, {1}]
+    assert len(tracks["twins"]) == 4
+    for track in tracks["twins"].values():  # the upper twin moves right, the lower one left
+        centres = [(row.box[0] + row.box[2]) / 2 for row in track]
+        assert max(centres) - min(centres) < 3
+    reasons = {row.reason for row in load_records(prepared / "data/ledgers/segment_objects.parquet", Rejection)}
+    assert "in_doubt" in reasons
