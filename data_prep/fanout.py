@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from data_prep.tars import write_tar
+from data_prep.ledger import KEYS_SUFFIX, LEDGERS_DIR
+from data_prep.tars import read_tar, write_tar
 from imprint.core.errors import InputError
-from imprint.core.files import compute_digest, publish_dir
+from imprint.core.files import compute_digest, publish_dir, write_json_atomic
 from imprint.core.progress import show_progress
 from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_records, save_records
 from imprint.core.stage import StageRun, compute_code_digest
@@ -85,6 +86,26 @@ def make_products(jobs: Sequence[Job], description: str, workers: int, chunk: tu
             bar.advance()
 
 
+def restore_products(jobs: Sequence[Job], stage: str, out: Path, root: Path) -> None:
+    """Take missing products back from published files, where those were made under the same keys.
+
+    So a fresh clone with pulled outs makes only what is new. DVC removes a stage's outs before it runs the stage: only
+    chunks, which run before that, find them.
+    """
+    keys_path = root / LEDGERS_DIR / f"{stage}{KEYS_SUFFIX}"
+    if not (keys_path.is_file() and (root / out / "index.parquet").is_file()):
+        return
+    keys = json.loads(keys_path.read_text())
+    wanted = [job for job in jobs if not job.folder.is_dir() and keys.get(job.clip_id) == job.folder.name]
+    rows: list[Any] = load_records(root / out / "index.parquet", jobs[0].kind) if wanted else []
+    ledger = load_records(root / LEDGERS_DIR / f"{stage}.parquet", Rejection) if wanted else []
+    for job in wanted:
+        own_rows = [row for row in rows if row.clip_id == job.clip_id]
+        own_ledger = [row for row in ledger if row.item.partition(":")[0] == job.clip_id]
+        members = read_tar(root / out / f"{job.clip_id}.tar") if own_rows else {}
+        _save_product(job, Product(list(members.items()), own_rows, own_ledger))
+
+
 def collect(jobs: Sequence[Job]) -> tuple[list, list[Rejection]]:
     """Index rows and rejections of all products, by clip; every product must be there."""
     rows, rejections = [], []
@@ -94,8 +115,12 @@ def collect(jobs: Sequence[Job]) -> tuple[list, list[Rejection]]:
     return rows, rejections
 
 
-def publish(jobs: Sequence[Job], rows: Sequence, run: StageRun, target: Path) -> None:
-    """Publish `<clip_id>.tar` of every clip with a row, and `index.parquet`, in one rename."""
+def publish(jobs: Sequence[Job], rows: Sequence, run: StageRun, out: Path, root: Path) -> None:
+    """Publish `<clip_id>.tar` of every clip with a row, and `index.parquet`, in one rename.
+
+    The products' keys stand beside the ledger: in `out` they would make an edit of the code reach the next stage even
+    where its result is the same.
+    """
     staged = Path(tempfile.mkdtemp(prefix="assemble-", dir=run.work_dir))
     kept = {row.clip_id for row in rows}
     try:
@@ -103,9 +128,11 @@ def publish(jobs: Sequence[Job], rows: Sequence, run: StageRun, target: Path) ->
             if job.clip_id in kept:
                 _link_or_copy(job.folder / "product.tar", staged / f"{job.clip_id}.tar")
         save_records(staged / "index.parquet", jobs[0].kind, rows)
-        publish_dir(staged, target)
+        publish_dir(staged, root / out)
     finally:
         shutil.rmtree(staged)
+    keys = {job.clip_id: job.folder.name for job in jobs}
+    write_json_atomic(root / LEDGERS_DIR / f"{run.name}{KEYS_SUFFIX}", keys)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -116,8 +143,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _make_product(job: Job) -> None:
+    _save_product(job, job.make(job.argument))
+
+
+def _save_product(job: Job, product: Product) -> None:
     """Write into a folder beside the target, then rename: a folder with the final name is complete."""
-    product = job.make(job.argument)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{job.folder.name}.", dir=job.folder.parent))
     try:

@@ -14,10 +14,12 @@ from imprint.core.errors import InputError
 from imprint.core.records import Rejection, save_records
 
 LEDGERS_DIR = Path("data/ledgers")
+KEYS_SUFFIX = ".products.json"  # beside a ledger: clip => key of the product that it tells of
 
 
 def save_ledger(stage: str, rejections: Iterable[Rejection], root: Path = Path(".")) -> None:
     """Write `data/ledgers/<stage>.parquet`, sorted by item and reason."""
+    (root / LEDGERS_DIR / f"{stage}{KEYS_SUFFIX}").unlink(missing_ok=True)  # they belong to the ledger before
     rows = sorted(rejections, key=lambda row: (row.item, row.reason, row.detail))
     save_records(root / LEDGERS_DIR / f"{stage}.parquet", Rejection, rows)
 

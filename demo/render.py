@@ -16,12 +16,12 @@ from pathlib import Path
 ASSETS = Path(__file__).parent / "assets"
 
 
-def start_worker() -> None:
+def start_worker(variant: str) -> None:
     """Choose Mitsuba's variant, before any module that uses it; one thread, since the pool has one process per core."""
     import drjit
     import mitsuba
 
-    mitsuba.set_variant("scalar_rgb")
+    mitsuba.set_variant(variant)
     drjit.set_thread_count(1)
     mitsuba.set_log_level(mitsuba.LogLevel.Error)
 
@@ -30,12 +30,12 @@ def _call(task: Callable[[], object]) -> object:
     return task()
 
 
-def run_pool(tasks: list[Callable[[], object]], title: str, num_workers: int) -> list[object]:
+def run_pool(tasks: list[Callable[[], object]], title: str, args: argparse.Namespace) -> list[object]:
     """Run the tasks in worker processes; one line of progress every few seconds. The first error ends it."""
     context = multiprocessing.get_context("spawn")
     started = shown = time.monotonic()
     results: list[object] = []
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker) as pool:
+    with ProcessPoolExecutor(args.workers, context, start_worker, (args.variant,)) as pool:
         futures = [pool.submit(_call, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -82,14 +82,14 @@ def render_objects(args: argparse.Namespace) -> None:
     first = args.first
     seeds = range(first, first + args.count)
     tasks = [partial(_object_task, seed, args.out, args.views, args.px) for seed in seeds]
-    run_pool(tasks, "objects", args.workers)
+    run_pool(tasks, "objects", args)
 
 
 def render_scenes(args: argparse.Namespace) -> None:
     """Pictures of one to four objects with exact masks, two frames per scene."""
     # Steps of 5: a scene draws its objects from the seeds that follow its own.
     tasks = [partial(_scene_task, args.first + 5 * i, args.out, args.px) for i in range(args.count)]
-    run_pool(tasks, "scenes", args.workers)
+    run_pool(tasks, "scenes", args)
 
 
 def render_clips(args: argparse.Namespace) -> None:
@@ -98,7 +98,7 @@ def render_clips(args: argparse.Namespace) -> None:
     from demo.catalogue import NUM_CLIPS
 
     chosen = args.only or range(NUM_CLIPS)
-    run_pool([partial(_clip_task, index, args.out) for index in chosen], "clips", args.workers)
+    run_pool([partial(_clip_task, index, args.out) for index in chosen], "clips", args)
     if not args.only:
         pack_clips(args.out, ASSETS)
 
@@ -109,7 +109,7 @@ def render_cases(args: argparse.Namespace) -> None:
     from demo.catalogue import NUM_CASES
 
     chosen = args.only or range(NUM_CASES)
-    run_pool([partial(_case_task, index, args.out) for index in chosen], "cases", args.workers)
+    run_pool([partial(_case_task, index, args.out) for index in chosen], "cases", args)
     if not args.only:
         pack_cases(args.out, ASSETS)
 
@@ -123,6 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=(action.__doc__ or "").strip(), description=action.__doc__)
         command.add_argument("--out", type=Path, required=True, help="folder for the pictures; keeps what is there")
         command.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+        command.add_argument("--variant", default="scalar_rgb", choices=["scalar_rgb", "llvm_ad_rgb"],
+                             help="Mitsuba's; llvm_ad_rgb is several times faster and needs LLVM 17 or newer")
         command.set_defaults(action=action)
         if name in ("clips", "cases"):
             command.add_argument("--only", type=int, nargs="+", help="numbers to render; then nothing is packed")

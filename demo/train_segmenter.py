@@ -152,10 +152,10 @@ def export_onnx(model: SmallUNet) -> bytes:
 def main(
     data: Annotated[Path, typer.Option(help="folder with objects/ and scenes/")],
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
-    steps: int = 5000,
+    steps: int = 1400,
     batch_size: int = 16,
     seed: int = 0,
-    threads: int = 2,
+    threads: int = 1,
     workers: Annotated[int, typer.Option(help="processes that draw the pictures")] = 1,
 ) -> None:
     """Train, measure on the held-out scenes, export."""

@@ -232,13 +232,16 @@ Cast = list[tuple[Actor, Pose]]
 
 def render_image(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_samples: int, seed: int) -> np.ndarray:
     """Linear float32 picture (size, size, 3) of the stage with the cast on it, each pixel the mean over its square."""
+    num_passes = -(-num_samples // 64)  # bounds the memory of the vectorised variants
     sensor = _sensor(camera, size_px, pixel_format="rgb", rfilter="box",
-                     sampler={"type": "independent", "sample_count": num_samples})
-    scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "path", "max_depth": 4}, "sensor": sensor}
+                     sampler={"type": "independent", "sample_count": num_samples // num_passes})
+    scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "path", "max_depth": 3}, "sensor": sensor}
     scene |= stage.fixed
     for index, (actor, pose) in enumerate(cast):
         scene |= actor.shapes(pose, f"actor{index}_")
-    return np.array(mi.render(mi.load_dict(scene), seed=seed), np.float32)
+    loaded = mi.load_dict(scene)
+    passes = [np.array(mi.render(loaded, seed=seed * 64 + index), np.float32) for index in range(num_passes)]
+    return np.mean(passes, axis=0)
 
 
 def render_frame(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_samples: int, seed: int) -> np.ndarray:
@@ -277,14 +280,28 @@ def render_mask(cast: Cast, camera: Camera, *, size_px: int) -> np.ndarray:
     sampler = {"type": "stratified", "jitter": False, "sample_count": 1}
     sensor = _sensor(camera, size_px, pixel_format="luminance", rfilter="box", sampler=sampler)
     scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "aov", "aovs": "i:shape_index"}, "sensor": sensor}
-    owner = [0]
+    owners = []
     for index, (actor, pose) in enumerate(cast):
         shapes = actor.shapes(pose, f"actor{index}_")
-        owner += [index + 1] * len(shapes)
+        owners += [index + 1] * len(shapes)
         scene |= shapes
-    drawn = np.array(mi.render(mi.load_dict(scene), spp=1))[..., 0]
+    loaded = mi.load_dict(scene)
+    drawn = np.array(mi.render(loaded, spp=1))[..., 0]
     assert np.array_equal(drawn, np.round(drawn)), "a pixel of the shape index is a mixture"
-    return np.asarray(owner, np.uint8)[drawn.astype(int)]
+    table = np.zeros(int(drawn.max()) + 1, np.uint8)
+    for number, owner in zip(_shape_numbers(loaded), owners, strict=True):
+        if number < len(table):
+            table[number] = owner
+    return table[drawn.astype(int)]
+
+
+def _shape_numbers(scene: Any) -> list[int]:
+    """What the shape-index AOV writes for each shape: its place from 1, in vectorised variants its registry number."""
+    if mi.variant().startswith("scalar"):
+        return list(range(1, len(scene.shapes()) + 1))
+    import drjit
+
+    return [int(drjit.reinterpret_array(mi.UInt32, mi.ShapePtr(shape))[0]) for shape in scene.shapes()]
 
 
 def fit_camera(camera: Camera, groups: list[np.ndarray], *, fill: float) -> Camera:

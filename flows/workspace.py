@@ -19,11 +19,11 @@ _LEFT_OUT = {"dvc.lock", "demo/dvc.lock", "params.yaml"}  # the copy has its own
 _DVC_CONFIG = "[core]\n    no_scm = true\n"  # it lies in a folder that Git ignores, which DVC would refuse
 
 
-def make_workspace(overlay: Path, root: Path = Path(".")) -> Path:
-    """Make or refresh `work/<name of the overlay>/`: the files that Git tracks or would track, and `params.yaml` with
-    the overlay's keys. What an earlier run produced there stays, so that a second run finds it."""
+def make_workspace(overlay: Path, root: Path = Path("."), *, folder: Path | None = None) -> Path:
+    """Make or refresh `folder` (default: `work/<name of the overlay>/`): the files that Git tracks or would track, and
+    `params.yaml` with the overlay's keys. What an earlier run produced there stays, so that a second run finds it."""
     load_params(root / "params.yaml", overlay)  # a wrong key is the user's error, and is told before anything is copied
-    folder = root / "work" / overlay.stem
+    folder = folder or root / "work" / overlay.stem
     files = sorted(set(_list_project_files(root)) - _LEFT_OUT)
     for name in _read_manifest(folder) - set(files):
         (folder / name).unlink(missing_ok=True)

@@ -19,6 +19,48 @@ def imprint() -> None:
 
 
 @app.command()
+def pretrain_encoder() -> None:
+    """Stage 1: train the object encoder on views of one object; write models/pretrained."""
+    from imprint.core.stage import run_command
+
+    def body() -> None:
+        from imprint.core.params import load_params
+        from imprint.training.pretrain_stage import run_pretrain_encoder
+
+        run_pretrain_encoder(load_params())
+
+    run_command("pretrain_encoder", body)
+
+
+@app.command()
+def freeze_encoder() -> None:
+    """Write stage 1's backbone and adapter to models/encoder, checked and with their digests."""
+    from imprint.core.stage import run_command
+
+    def body() -> None:
+        from imprint.core.params import load_params
+        from imprint.training.freeze_stage import run_freeze_encoder
+
+        run_freeze_encoder(load_params())
+
+    run_command("freeze_encoder", body)
+
+
+@app.command()
+def train_compositor() -> None:
+    """Stage 2: train the compositor on scenes with a hole; write models/compositor."""
+    from imprint.core.stage import run_command
+
+    def body() -> None:
+        from imprint.core.params import load_params
+        from imprint.training.compositor_stage import run_train_compositor
+
+        run_train_compositor(load_params())
+
+    run_command("train_compositor", body)
+
+
+@app.command()
 def evaluate() -> None:
     """Measure models/compositor on the cases with ground truth; write the metrics file and the report."""
     from imprint.core.params import load_params

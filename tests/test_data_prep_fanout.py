@@ -13,6 +13,7 @@ import yaml
 from data_prep.fanout import parse_chunk
 from data_prep.frames import stage as frames_stage
 from data_prep.frames.stage import run_extract_frames
+from data_prep.ingest.stage import run_ingest
 from data_prep.masks import stage as masks_stage
 from data_prep.masks.stage import run_segment_objects
 from data_prep.pairs import stage as pairs_stage
@@ -87,15 +88,24 @@ def test_a_rerun_of_masks_and_pairs_gives_the_same_bytes(prepared, tmp_path, cli
     assert (root / "data/pairs.parquet").read_bytes() == (prepared / "data/pairs.parquet").read_bytes()
 
 
-def test_settings_of_the_run_alone_keep_the_products_and_others_do_not(prepared, tmp_path, clip_params):
-    root = copy_inputs(prepared, tmp_path, "clips.parquet")
+def test_a_fresh_clone_takes_its_products_from_the_pulled_outs(prepared, tmp_path, clip_params, monkeypatch):
+    root = copy_inputs(prepared, tmp_path, "clips.parquet", "frames", "ledgers")
+    monkeypatch.setattr(frames_stage, "extract_clip", lambda job: pytest.fail(f"{job.clip.clip_id} was made again"))
+    run_extract_frames(clip_params, root, chunk="1/1")
+    products = [read_tree(folder / "work/extract_frames/clips") for folder in (root, prepared)]
+    assert products[0] == products[1]
+
+
+def test_settings_of_the_run_alone_keep_the_products_and_others_do_not(videos, tmp_path, clip_params):
+    root, ingest = tmp_path, clip_params.ingest.model_copy(update={"source": str(videos / "cut.mp4")})
+    run_ingest(clip_params.model_copy(update={"ingest": ingest}), root)
     sections = [{}, {"max_rejected_share": 0.9}, {"jpeg_quality": 80}]
     counts = []
     for changes in sections:
         section = clip_params.extract_frames.model_copy(update=changes)
         run_extract_frames(clip_params.model_copy(update={"extract_frames": section}), root)
         counts.append(count_products(root, "extract_frames"))
-    assert counts == [8, 8, 16]
+    assert counts == [1, 1, 2]
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])

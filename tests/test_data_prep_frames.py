@@ -155,14 +155,13 @@ def test_a_clip_that_hangs_or_is_damaged_is_a_row_and_the_rest_goes_on(tmp_path,
     assert {clips[frame.clip_id] for frame in frames} == {"good.mp4"}
 
 
-def test_the_second_reader_takes_over(tmp_path, clip_params, prepared):
-    params = with_section(clip_params, "extract_frames", workers=1)
-    (tmp_path / "data").mkdir()
-    shutil.copy(prepared / "data/clips.parquet", tmp_path / "data")
+def test_the_second_reader_takes_over(tmp_path, clip_params, videos, prepared):
+    params = with_section(clip_params, "ingest", source=str(videos / "turning_2.mp4"))
+    run_ingest(params, tmp_path)
     run_extract_frames(params, tmp_path, readers=(die_at_once, read_with_opencv))
     assert load_ledger(tmp_path, "extract_frames") == []
-    indices = [root / "data/frames/index.parquet" for root in (tmp_path, prepared)]
-    assert indices[0].read_bytes() == indices[1].read_bytes()
+    (tar,) = (tmp_path / "data/frames").glob("*.tar")
+    assert tar.read_bytes() == (prepared / "data/frames" / tar.name).read_bytes()
 
 
 def test_what_one_reader_could_read_is_kept_if_none_reads_all(tmp_path, clip_params, videos):

@@ -58,7 +58,8 @@ def test_project_graph_has_addresses_that_dvc_knows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("meta", "message"), [({"retrys": 1}, "unknown key"), ({"fanout": "frames"}, "fanout"), ({"retries": -1}, "retries")]
+    ("meta", "message"),
+    [({"retrys": 1}, "unknown key"), ({"fanout": "frames"}, "fanout"), ({"retries": -1}, "retries")],
 )
 def test_meta_with_a_mistake_is_refused(meta: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -30,6 +30,7 @@ SETTINGS = {"steps": 2, "guidance": 2.0}
 @pytest.fixture(scope="module")
 def model() -> ImprintModel:
     """Random weights in the last layer too, so that the output depends on everything."""
+    torch.set_num_threads(1)
     built = build_model(PRESETS["tiny"], seed=0)
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(built.unet.conv_out.weight, std=0.05, generator=generator)
@@ -64,12 +65,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, model: ImprintModel) -> Pa
     return root
 
 
-def build_request(height_px: int, width_px: int, hole: Box, **changes: object) -> Request:
+def build_request(height_px: int, width_px: int, place: Box, **changes: object) -> Request:
     background = np.random.default_rng(1).integers(0, 256, (height_px, width_px, 3)).astype(np.uint8)
     request = {
         "object_rgba": draw_case(1, 48)["reference"],
         "background": background,
-        "hole": fill_box(hole, (height_px, width_px)),
+        "hole": fill_box(place, (height_px, width_px)),
     }
     return Request(**{**request, **changes})  # pyright: ignore[reportArgumentType]
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.fanout import Job, Product, collect, compute_product_key, make_products, parse_chunk, publish
+from data_prep.fanout import (
+    Job,
+    Product,
+    collect,
+    compute_product_key,
+    make_products,
+    parse_chunk,
+    publish,
+    restore_products,
+)
 from data_prep.frames.readers import Reader, ReadFailure, get_readers, read_frames
 from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices
 from data_prep.ledger import check_share, print_counts, save_ledger
@@ -52,6 +61,7 @@ def run_extract_frames(
         )
         for clip in clips
     ]
+    restore_products(jobs, STAGE, OUT, root)
     make_products(jobs, "extract_frames: clips", section.workers, share)
     if share:
         return
@@ -59,7 +69,7 @@ def run_extract_frames(
     save_ledger(STAGE, rejections, root)
     print_counts(STAGE, f"{len(rows)} frames of {len(clips)} clips", rejections)
     check_share(STAGE, "frames", len(rejections), len(rows), section.max_rejected_share)
-    publish(jobs, rows, run, root / OUT)
+    publish(jobs, rows, run, OUT, root)
 
 
 def extract_clip(job: ClipJob) -> Product[FrameRecord]:

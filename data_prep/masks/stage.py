@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.fanout import Job, Product, collect, compute_product_key, make_products, parse_chunk, publish
+from data_prep.fanout import (
+    Job,
+    Product,
+    collect,
+    compute_product_key,
+    make_products,
+    parse_chunk,
+    publish,
+    restore_products,
+)
 from data_prep.ledger import check_share, print_counts, save_ledger
 from data_prep.masks.instances import Instance, find_instances
 from data_prep.masks.tracking import Track, link_tracks
@@ -57,6 +66,7 @@ def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | 
         content = compute_digest(f"{compute_file_digest(tar)} {frames} {model}")
         folder = run.clips_dir / compute_product_key(run, content, CODE)
         jobs.append(Job(clip_id, folder, MaskRecord, segment_clip, ClipJob(frames, tar, section)))
+    restore_products(jobs, STAGE, OUT, root)
     if any(not job.folder.is_dir() for job in jobs):
         build_session(section)  # a model that cannot be had is one error, and weights are downloaded once
     make_products(jobs, "segment_objects: clips", section.workers, share)
@@ -67,7 +77,7 @@ def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | 
     num_tracks = len({(row.clip_id, row.track) for row in rows})
     print_counts(STAGE, f"{len(rows)} masks in {num_tracks} tracks of {len(clips)} clips", rejections)
     check_share(STAGE, "objects", len(rejections), len(rows), section.max_rejected_share)
-    publish(jobs, rows, run, root / OUT)
+    publish(jobs, rows, run, OUT, root)
 
 
 def group_by_clip(frames: Sequence[FrameRecord]) -> dict[str, tuple[FrameRecord, ...]]:

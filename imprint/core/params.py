@@ -106,7 +106,8 @@ class Training(Section):
     max_snr: Positive
     null_rate: Share  # object tokens replaced by the null token, per sample
     flip_rate: Share  # reference and target mirrored together
-    colour_jitter: Share
+    channel_swap_rate: Share  # colour channels permuted, in reference and target alike: objects of other colours
+    colour_jitter: Share  # strength of colour and light changes of the reference (stage 2: of single pairs)
     checkpoint_every_steps: Count
     log_every_steps: Count
     validate_every_steps: Count

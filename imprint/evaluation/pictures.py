@@ -64,10 +64,8 @@ def save_strips(folder: Path, cases: Sequence[Case], composites: Composites) -> 
 def build_grid(cases: Sequence[Case], composites: Composites) -> np.ndarray:
     """RGB uint8: a labelled row per case, in order, failures included; the mask levels take turns."""
     levels: list[MaskLevel] = list(composites)
-    chosen = [levels[number % len(levels)] for number in range(len(cases))]
-    strips = [
-        build_strip(case, level, composites, n) for n, (case, level) in enumerate(zip(cases, chosen, strict=True))
-    ]
+    chosen: list[MaskLevel] = [levels[number % len(levels)] for number in range(len(cases))]
+    strips = [build_strip(case, chosen[n], composites, n) for n, case in enumerate(cases)]
     scale = max(1, -(-_MIN_TILE_PX // cases[0].plate.shape[0]))
     strips = [strip.repeat(scale, axis=0).repeat(scale, axis=1) for strip in strips]
     height, width = strips[0].shape[:2]

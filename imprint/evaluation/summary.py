@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from imprint.core.masks import MaskLevel
 from imprint.core.params import Evaluate
@@ -30,24 +33,22 @@ class Row:
 
 def measure_all(cases: Sequence[Case], composites: Composites) -> list[Row]:
     """One row per level, method and case, in that order."""
-    gallery = [compute_descriptor(case.reference[..., :3], case.reference[..., 3]) for case in cases]
+    gallery = _describe_references(cases)
     rows: list[Row] = []
     with show_progress("evaluate: measures", len(cases) * len(composites) * len(METHODS)) as bar:
-        for level, methods in composites.items():
-            for method in METHODS:
-                found = find_nearest(_describe(cases, methods[method]), gallery)
-                for number, (case, image) in enumerate(zip(cases, methods[method], strict=True)):
-                    values = measure_composite(image, case, level)
-                    values["identity_top1"] = float(found[number] == number)
-                    rows.append(Row(case.name, level, method, values))
-                    bar.advance()
+        for level, method in itertools.product(composites, METHODS):
+            images = composites[level][method]
+            found = find_nearest(_describe(cases, images), gallery)
+            for number, (case, image) in enumerate(zip(cases, images, strict=True)):
+                hit = {"identity_top1": float(found[number] == number)}
+                rows.append(Row(case.name, level, method, measure_composite(image, case, level) | hit))
+                bar.advance()
     return rows
 
 
 def summarise_identity(cases: Sequence[Case]) -> dict[str, float]:
     """What retrieval gives at best, with the true pictures, and by chance."""
-    gallery = [compute_descriptor(case.reference[..., :3], case.reference[..., 3]) for case in cases]
-    found = find_nearest(_describe(cases, [case.truth for case in cases]), gallery)
+    found = find_nearest(_describe(cases, [case.truth for case in cases]), _describe_references(cases))
     hits = sum(int(index == number) for number, index in enumerate(found))
     return {"ceiling_top1": hits / len(cases), "chance_top1": 1 / len(cases)}
 
@@ -77,7 +78,11 @@ def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, f
     return flat
 
 
-def _describe(cases: Sequence[Case], images: Sequence[Any]) -> list[Any]:
+def _describe_references(cases: Sequence[Case]) -> list[np.ndarray]:
+    return [compute_descriptor(case.reference[..., :3], case.reference[..., 3]) for case in cases]
+
+
+def _describe(cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [compute_descriptor(image, case.object_mask) for case, image in zip(cases, images, strict=True)]
 
 

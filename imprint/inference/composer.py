@@ -11,7 +11,7 @@ from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS, MaskLevel
 from imprint.core.pixels import from_model_range, put_on_black, to_model_range
 from imprint.core.prepare import SceneCrop, crop_object, crop_scene, paste_scene
-from imprint.diffusion import sample_composite
+from imprint.diffusion import build_generator, sample_composite
 from imprint.inference.inputs import DEFAULT_LEVEL, Request, check_hole, check_object
 from imprint.models import ImprintModel
 
@@ -65,7 +65,7 @@ class Compositor:
             level=_encode_levels([request.level for request in requests], device),
             steps=steps,
             guidance=guidance,
-            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+            generator=[build_generator(request.seed) for request in requests],
         )
         return from_model_range(images.float().cpu().numpy())
 

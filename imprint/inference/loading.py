@@ -30,7 +30,8 @@ def _download(uri: str, root: Path, folder: Path) -> Path:
 
     tracking_uri = resolve_tracking_uri(root)
     try:
-        local = download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri)
+        store = {"tracking_uri": tracking_uri, "registry_uri": tracking_uri}
+        local = download_artifacts(artifact_uri=uri, dst_path=str(folder), **store)
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model {uri} is not in {tracking_uri} ({reason}); register one with `make demo`") from None

@@ -1,4 +1,4 @@
-"""The content adapter (paper: stage 1): DINOv2's tokens => the ID-preserving embedding that stands in the text's place."""
+"""The content adapter (paper: stage 1): DINOv2's tokens => the ID-preserving embedding, in the place of a text's."""
 
 from __future__ import annotations
 

@@ -16,10 +16,24 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DINOv2's input statistics, for images i
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class ObjectEncoder(nn.Module):
+    """Backbone and content adapter alone: object on black in [-1, 1] -> tokens."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.preset = preset
+        self.backbone = _build_backbone(preset)
+        self.adapter = _build_adapter(preset)
+
+    def encode_object(self, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n d"]:
+        """As `ImprintModel.encode_object`."""
+        return self.adapter(compute_features(self.backbone, reference))
+
+
 class ImprintModel(nn.Module):
     """Object image -> tokens -> denoised latents.
 
-    backbone: DINOv2; adapter: its tokens to the U-Net's condition; unet: predicts what `preset.prediction_type` says;
+    backbone: DINOv2; adapter: its features to the U-Net's condition; unet: predicts what `preset.prediction_type` says;
     codec: pixels <=> latents.
     """
 
@@ -27,11 +41,9 @@ class ImprintModel(nn.Module):
         super().__init__()
         self.preset = preset
         self.backbone = _build_backbone(preset)
-        self.adapter = ContentAdapter(preset.backbone_width, preset.token_dim, preset.adapter_layers, preset.adapter_heads)
+        self.adapter = _build_adapter(preset)
         self.unet = _build_unet(preset)
         self.codec = PixelUnshuffleCodec(preset.unshuffle)
-        self.register_buffer("_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -39,12 +51,7 @@ class ImprintModel(nn.Module):
 
     def encode_object(self, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n d"]:
         """Object on black in [-1, 1] => tokens: the class token, then one per patch."""
-        return self.adapter(self.encode_features(reference))
-
-    def encode_features(self, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n f"]:
-        """Object on black in [-1, 1] => the backbone's last hidden state."""
-        pixels = (reference * 0.5 + 0.5 - self._mean) / self._std
-        return self.backbone(pixel_values=pixels).last_hidden_state
+        return self.adapter(compute_features(self.backbone, reference))
 
     def null_tokens(self, batch_size: int) -> Float[Tensor, "b n d"]:
         """The learned "no object": one token, repeated to the length of an object's."""
@@ -68,6 +75,13 @@ class ImprintModel(nn.Module):
         return self.unet(x_t, timestep, encoder_hidden_states=tokens, class_labels=condition).sample
 
 
+def compute_features(backbone: Dinov2Model, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n f"]:
+    """Object on black in [-1, 1] => the backbone's last hidden state, of pixels as DINOv2 was trained on them."""
+    mean = reference.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    std = reference.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    return backbone(pixel_values=(reference * 0.5 + 0.5 - mean) / std).last_hidden_state
+
+
 def build_model(preset: Preset, seed: int) -> ImprintModel:
     """Random weights from `seed` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -88,6 +102,10 @@ def _build_backbone(preset: Preset) -> Dinov2Model:
     return Dinov2Model(config)
 
 
+def _build_adapter(preset: Preset) -> ContentAdapter:
+    return ContentAdapter(preset.backbone_width, preset.token_dim, preset.adapter_layers, preset.adapter_heads)
+
+
 def _build_unet(preset: Preset) -> UNet2DConditionModel:
     levels = len(preset.unet_widths)
     unet = UNet2DConditionModel(
@@ -104,4 +122,5 @@ def _build_unet(preset: Preset) -> UNet2DConditionModel:
         class_embed_type="projection" if preset.pooled else None,
         projection_class_embeddings_input_dim=preset.token_dim if preset.pooled else None,
     )
-    return unet.to(memory_format=torch.channels_last)  # about a quarter faster on CPU
+    nn.Module.to(unet, memory_format=torch.channels_last)  # about a quarter faster on CPU
+    return unet

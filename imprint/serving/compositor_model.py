@@ -19,7 +19,7 @@ class CompositorModel(PythonModel):
         self._compositor = load_compositor(context.artifacts["model"])
         self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:
         """A data frame of PNGs in `image`, of each background's size and equal to it outside the mask."""
         import pandas as pd
 

@@ -14,12 +14,16 @@ from mlflow.pyfunc import PythonModel
 
 class EncoderModel(PythonModel):
     def load_context(self, context: Any) -> None:
-        from imprint.models import load_encoder
+        from imprint.models import build_model, load_part
+        from imprint.models.checkpoint import load_preset
 
-        self._encoder = load_encoder(Path(context.artifacts["model"]))
+        folder = Path(context.artifacts["model"])
+        self._encoder = build_model(load_preset(folder), seed=0).eval()
+        for part in ("backbone", "adapter"):
+            load_part(self._encoder, part, folder)
         self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:
         """A data frame with `tokens`: per object a list of token vectors."""
         import numpy as np
         import pandas as pd

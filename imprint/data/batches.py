@@ -1,0 +1,112 @@
+"""Typed samples and batches of both stages: numpy views => tensors in the model's range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from imprint.core.masks import MASK_LEVELS, add_contact_margin, compute_mask_levels, compute_object_size_px
+from imprint.core.pixels import put_on_black, resize_image, to_model_range
+from imprint.data.draws import Draw
+from imprint.data.shards import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityBatch:
+    """Stage 1. Images in [-1, 1], both views of an object on black; position: of the sample in the run.
+
+    opacity: the reference's alpha, 0-1.
+    """
+
+    position: Int[Tensor, " b"]
+    reference: Float[Tensor, "b 3 r r"]
+    opacity: Float[Tensor, "b 1 r r"]
+    target: Float[Tensor, "b 3 s s"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositingBatch:
+    """Stage 2. Images in [-1, 1]; scene: the target, with the object in it; hole: true where the model has to paint.
+
+    opacity: the reference's alpha, 0-1; is_single: the reference is the target view itself, to be augmented;
+    level: index into MASK_LEVELS.
+    """
+
+    position: Int[Tensor, " b"]
+    reference: Float[Tensor, "b 3 r r"]
+    opacity: Float[Tensor, "b 1 r r"]
+    is_single: Bool[Tensor, " b"]
+    scene: Float[Tensor, "b 3 s s"]
+    hole: Bool[Tensor, "b 1 s s"]
+    level: Int[Tensor, " b"]
+
+
+Batch = TypeVar("Batch", IdentityBatch, CompositingBatch)
+
+
+def build_identity_sample(draw: Draw, reference: View, target: View) -> IdentityBatch:
+    """A batch of one; the target is brought to the scene's size."""
+    size_hw = target.scene.shape[:2]
+    on_black = resize_image(put_on_black(target.object_rgba), (size_hw[0], size_hw[1]))
+    return IdentityBatch(
+        position=torch.tensor([draw.position]),
+        reference=_to_tensor(_apply(draw, put_on_black(reference.object_rgba))),
+        opacity=_opacity_tensor(draw, reference),
+        target=_to_tensor(_apply(draw, on_black)),
+    )
+
+
+def build_compositing_sample(draw: Draw, reference: View, target: View) -> CompositingBatch:
+    """A batch of one; the hole is the object's mask at the drawn level, with the drawn contact margin."""
+    mask = _mirror(draw, target.mask)
+    hole = compute_mask_levels(mask)[draw.level]
+    hole = add_contact_margin(hole, compute_object_size_px(mask), draw.margin_share)
+    return CompositingBatch(
+        position=torch.tensor([draw.position]),
+        reference=_to_tensor(_apply(draw, put_on_black(reference.object_rgba))),
+        opacity=_opacity_tensor(draw, reference),
+        is_single=torch.tensor([draw.pair.kind == "single"]),
+        scene=_to_tensor(_apply(draw, target.scene)),
+        hole=torch.from_numpy(np.ascontiguousarray(hole))[None, None],
+        level=torch.tensor([MASK_LEVELS.index(draw.level)]),
+    )
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Join batches along their first axis."""
+    names = [field.name for field in fields(samples[0])]
+    return type(samples[0])(**{name: torch.cat([getattr(sample, name) for sample in samples]) for name in names})
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`."""
+    return type(batch)(**{field.name: getattr(batch, field.name).to(device) for field in fields(batch)})
+
+
+def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The batch's samples `rows`, in that order."""
+    return type(batch)(**{field.name: getattr(batch, field.name)[list(rows)] for field in fields(batch)})
+
+
+def _apply(draw: Draw, image: np.ndarray) -> np.ndarray:
+    """RGB [h, w, 3], mirrored and with its channels permuted as drawn."""
+    return _mirror(draw, image)[..., list(draw.channels)]
+
+
+def _mirror(draw: Draw, image: np.ndarray) -> np.ndarray:
+    return image[:, ::-1] if draw.mirrored else image
+
+
+def _opacity_tensor(draw: Draw, view: View) -> Float[Tensor, "1 1 r r"]:
+    opacity = _mirror(draw, view.object_rgba[..., 3]).astype(np.float32) / 255.0
+    return torch.from_numpy(opacity)[None, None]
+
+
+def _to_tensor(image: np.ndarray) -> Float[Tensor, "1 3 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(to_model_range(image)))[None]

@@ -1,0 +1,67 @@
+"""One map-style dataset over positions of a run, and the loader that starts at any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+from torch.utils.data import DataLoader, Dataset
+
+from imprint.core.errors import InputError
+from imprint.core.records import PairKind, PairRecord
+from imprint.data.batches import Batch, collate
+from imprint.data.draws import Draw, DrawRules, draw_sample
+from imprint.data.shards import ShardReader, View
+
+BuildSample = Callable[[Draw, View, View], Batch]
+
+
+@dataclass(frozen=True)
+class PairDataset(Dataset, Generic[Batch]):
+    """Sample at position p of a run, for any p >= 0. A pair that cannot be read raises, with its id: mining filters."""
+
+    reader: ShardReader
+    pairs: Mapping[PairKind, Sequence[PairRecord]]
+    rules: DrawRules
+    build_sample: BuildSample[Batch]
+    seed: int
+
+    def __getitem__(self, position: int) -> Batch:
+        draw = draw_sample(self.rules, self.pairs, seed=self.seed, position=position)
+        return _read_sample(self.reader, draw, self.build_sample)
+
+
+def load_batches(
+    dataset: PairDataset[Batch], *, start_step: int, num_steps: int, batch_size: int, num_workers: int
+) -> Iterator[Batch]:
+    """The batches of steps `start_step` to `num_steps`: the same ones for any start and any number of workers."""
+    positions = range(start_step * batch_size, num_steps * batch_size)
+    loader = DataLoader(
+        dataset,
+        sampler=positions,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        multiprocessing_context="spawn" if num_workers else None,  # a fork after torch's threads may hang
+    )
+    return iter(loader)
+
+
+def build_fixed_batch(
+    reader: ShardReader, pairs: Sequence[PairRecord], *, rules: DrawRules, build_sample: BuildSample[Batch], seed: int
+) -> Batch:
+    """All of `pairs`, each once and in their order: what a model is validated on."""
+    samples = []
+    for position, pair in enumerate(pairs):
+        draw = draw_sample(rules, {pair.kind: [pair]}, seed=seed, position=position)
+        samples.append(_read_sample(reader, draw, build_sample))
+    return collate(samples)
+
+
+def _read_sample(reader: ShardReader, draw: Draw, build_sample: BuildSample[Batch]) -> Batch:
+    reference, target = reader.read_pair(draw.pair)
+    try:
+        return build_sample(draw, reference, target)
+    except ValueError as error:
+        raise InputError(f"pair {draw.pair.pair_id}: {error}; run `dvc repro pack_shards`") from error

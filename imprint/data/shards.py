@@ -1,0 +1,82 @@
+"""Views read from tar shards by byte offset, decoded once and kept in a bounded cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imprint.core.errors import InputError
+from imprint.core.pixels import decode_image
+from imprint.core.records import PairRecord, ViewRecord, build_id, load_records
+
+CACHE_BYTES = 768 << 20  # of decoded views; about 6,000 at 128 px
+
+
+@dataclass(frozen=True)
+class View:
+    """One view as packed: object uint8 [r, r, 4], scene uint8 [s, s, 3], mask bool [s, s] of the object in the scene."""
+
+    object_rgba: np.ndarray
+    scene: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def num_bytes(self) -> int:
+        return self.object_rgba.nbytes + self.scene.nbytes + self.mask.nbytes
+
+
+class ShardReader:
+    """The views and pairs of a `data/shards` folder. Cheap to copy into another process: the cache stays behind."""
+
+    def __init__(self, directory: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.directory = directory
+        self.pairs = load_records(directory / "pairs.parquet", PairRecord)
+        self._rows = {row.view_id: row for row in load_records(directory / "views.parquet", ViewRecord)}
+        self._cache: OrderedDict[str, View] = OrderedDict()
+        self._cached_bytes, self._cache_bytes = 0, cache_bytes
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_cache": OrderedDict(), "_cached_bytes": 0}
+
+    def read_pair(self, pair: PairRecord) -> tuple[View, View]:
+        """Reference view, target view."""
+        return self.read_view(pair, pair.reference_index), self.read_view(pair, pair.target_index)
+
+    def read_view(self, pair: PairRecord, sample_index: int) -> View:
+        """The view of the pair's object in a frame; `InputError` names one that is not packed or is damaged."""
+        view_id = build_id(pair.clip_id, pair.track, sample_index)
+        if view_id in self._cache:
+            self._cache.move_to_end(view_id)
+            return self._cache[view_id]
+        if view_id not in self._rows:
+            raise InputError(f"pair {pair.pair_id}: its view {view_id} is not in {self.directory}; run `dvc repro`")
+        view = self._decode(self._rows[view_id])
+        self._cache[view_id] = view
+        self._cached_bytes += view.num_bytes
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].num_bytes
+        return view
+
+    def _decode(self, row: ViewRecord) -> View:
+        path = self.directory / row.shard
+        spans = {
+            "object.png": (row.object_offset, row.object_bytes),
+            "scene.jpg": (row.scene_offset, row.scene_bytes),
+            "mask.png": (row.mask_offset, row.mask_bytes),
+        }
+        images = []
+        with _open_shard(path) as file:
+            for member, (offset, num_bytes) in spans.items():
+                file.seek(offset)
+                images.append(decode_image(file.read(num_bytes), f"{path}: {row.view_id}.{member}"))
+        return View(object_rgba=images[0], scene=images[1][..., :3], mask=images[2][..., 0] > 127)
+
+
+def _open_shard(path: Path):
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); run `dvc repro pack_shards`") from None

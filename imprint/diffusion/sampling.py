@@ -1,0 +1,131 @@
+"""Sampling: an object on black (stage 1), and an object in a scene (stage 2) with the background held fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from imprint.diffusion.noise import sample_noise
+from imprint.diffusion.schedule import SchedulerName, build_scheduler
+
+Generators = Sequence[torch.Generator]  # one per sample: a result does not depend on the rest of its batch
+
+
+class Codec(Protocol):
+    def encode(self, image: Tensor, /) -> Tensor: ...
+    def decode(self, latents: Tensor, /) -> Tensor: ...
+    def encode_background(self, image: Tensor, hole: Tensor, /) -> tuple[Tensor, Tensor]: ...
+    def clamp(self, latents: Tensor, /) -> Tensor: ...
+
+
+class Shape(Protocol):
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def latent_px(self) -> int: ...
+    @property
+    def prediction_type(self) -> str: ...
+
+
+class Denoiser(Protocol):
+    """What sampling and the losses need of a model; `imprint.models.ImprintModel` is one."""
+
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def preset(self) -> Shape: ...
+    @property
+    def device(self) -> torch.device: ...
+    def null_tokens(self, batch_size: int, /) -> Tensor: ...
+    def denoise(self, x_t: Tensor, timestep: Tensor, tokens: Tensor, level: Tensor | None, /) -> Tensor: ...
+
+
+@torch.no_grad()
+def sample_object(
+    model: Denoiser,
+    tokens: Float[Tensor, "b n d"],
+    *,
+    steps: int,
+    guidance: float,
+    generator: Generators,
+    scheduler: SchedulerName = "ddim",
+) -> Float[Tensor, "b 3 s s"]:
+    """The object of `tokens` on black, from pure noise, in [-1, 1]."""
+    solver = _start(model, scheduler, steps)
+    z_t = _sample_start(model, solver, generator)
+    for timestep in solver.timesteps:
+        x_t = solver.scale_model_input(z_t, timestep)
+        prediction = compute_guided(model, x_t, timestep, tokens=tokens, level=None, guidance=guidance)
+        z_t = solver.step(prediction, timestep, z_t).prev_sample
+    return model.codec.decode(z_t).clamp(-1.0, 1.0)
+
+
+@torch.no_grad()
+def sample_composite(
+    model: Denoiser,
+    scene: Float[Tensor, "b 3 s s"],
+    hole: Bool[Tensor, "b 1 s s"],
+    tokens: Float[Tensor, "b n d"],
+    *,
+    level: Int[Tensor, " b"] | None,
+    steps: int,
+    guidance: float,
+    generator: Generators,
+    scheduler: SchedulerName = "ddim",
+    on_step: Callable[[Tensor], None] | None = None,
+) -> Float[Tensor, "b 3 s s"]:
+    """The object of `tokens` in the hole of `scene`, in [-1, 1]; what lies in the scene's hole is never seen.
+
+    Paper, background blending: the clean background latent stands outside the hole at every step, as in training.
+    `level` holds indices into MASK_LEVELS; `on_step` sees the latents after every step.
+    """
+    clean, keep = model.codec.encode_background(scene, hole)
+    solver = _start(model, scheduler, steps)
+    z_t = _sample_start(model, solver, generator)
+    for timestep in solver.timesteps:
+        # blended after scale_model_input: the background is on the model's scale, not on the solver's
+        x_t = keep * clean + (1.0 - keep) * solver.scale_model_input(z_t, timestep)
+        prediction = compute_guided(model, x_t, timestep, tokens=tokens, level=level, guidance=guidance)
+        z_t = solver.step(prediction, timestep, z_t).prev_sample
+        z_t = keep * clean + (1.0 - keep) * z_t
+        if on_step is not None:
+            on_step(z_t)
+    return model.codec.decode(z_t).clamp(-1.0, 1.0)
+
+
+def compute_guided(
+    model: Denoiser,
+    x_t: Float[Tensor, "b c h w"],
+    timestep: Int[Tensor, ""],
+    *,
+    tokens: Float[Tensor, "b n d"],
+    level: Int[Tensor, " b"] | None,
+    guidance: float,
+) -> Float[Tensor, "b c h w"]:
+    """Classifier-free guidance: null + guidance * (object - null); 1 asks the model once. x0 stays in its range."""
+    batch_size = x_t.shape[0]
+    if guidance == 1.0:
+        prediction = model.denoise(x_t, timestep.expand(batch_size), tokens, level)
+    else:
+        both_tokens = torch.cat([tokens, model.null_tokens(batch_size)])
+        both_levels = None if level is None else torch.cat([level, level])
+        both = model.denoise(torch.cat([x_t, x_t]), timestep.expand(2 * batch_size), both_tokens, both_levels)
+        with_object, without = both.chunk(2)
+        prediction = without + guidance * (with_object - without)
+    return model.codec.clamp(prediction) if model.preset.prediction_type == "sample" else prediction
+
+
+def _start(model: Denoiser, scheduler: SchedulerName, steps: int) -> Any:  # diffusers types a timestep as int
+    solver = build_scheduler(scheduler, prediction_type=model.preset.prediction_type)
+    solver.set_timesteps(steps, device=model.device)
+    return solver
+
+
+def _sample_start(model: Denoiser, solver: Any, generators: Generators) -> Tensor:
+    """Pure noise on the solver's scale, [b c h w]."""
+    shape_chw = (model.preset.latent_channels, model.preset.latent_px, model.preset.latent_px)
+    return sample_noise(shape_chw, generators, model.device) * solver.init_noise_sigma

@@ -1,0 +1,91 @@
+"""The noise schedule, and the conversions between what a model may predict: x0, eps and v.
+
+x_t = a * x_0 + s * eps with a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t); v = a * eps - s * x_0
+(Salimans & Ho 2022). Terminal SNR is zero (Lin et al. 2024): at the last timestep x_t is noise alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from imprint.core.errors import InputError
+
+SchedulerName = Literal["ddim", "dpm", "euler"]
+SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)  # each is tested to leave the background untouched
+Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
+
+NUM_TIMESTEPS = 1000
+
+
+def build_scheduler(name: str = "ddim", *, prediction_type: str = "sample") -> Scheduler:
+    """One of the allowed diffusers schedulers on our schedule; `InputError` for any other name."""
+    schedule = {
+        "num_train_timesteps": NUM_TIMESTEPS,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": prediction_type,
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    if name == "ddim":
+        return DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=True)
+    if name == "dpm":
+        return DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", solver_order=2)
+    if name == "euler":
+        return EulerDiscreteScheduler(**schedule)
+    raise InputError(f"scheduler {name!r} is not known to leave the background untouched; use {', '.join(SCHEDULERS)}")
+
+
+def compute_alphas_cumprod() -> Float[Tensor, " t"]:
+    """alpha_bar per timestep, from about 1 down to exactly 0."""
+    return build_scheduler("ddim").alphas_cumprod
+
+
+def compute_snr(alphas_cumprod: Float[Tensor, " t"], timestep: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Signal-to-noise ratio alpha_bar / (1 - alpha_bar)."""
+    alpha_bar = alphas_cumprod[timestep]
+    return alpha_bar / (1.0 - alpha_bar)
+
+
+def add_noise(
+    x_0: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    *,
+    alphas_cumprod: Float[Tensor, " t"],
+    timestep: Int[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """x_t of the forward process."""
+    a, s = _signal_and_noise(alphas_cumprod, timestep)
+    return a * x_0 + s * noise
+
+
+def x0_to_eps(x_0: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:
+    """Not defined where there is no noise (s = 0)."""
+    a, s = _signal_and_noise(alphas_cumprod, timestep)
+    return (x_t - a * x_0) / s
+
+
+def eps_to_x0(eps: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:
+    """Not defined at zero SNR (a = 0)."""
+    a, s = _signal_and_noise(alphas_cumprod, timestep)
+    return (x_t - s * eps) / a
+
+
+def v_to_x0(v: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:
+    a, s = _signal_and_noise(alphas_cumprod, timestep)
+    return a * x_t - s * v
+
+
+def x0_eps_to_v(x_0: Tensor, eps: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:
+    a, s = _signal_and_noise(alphas_cumprod, timestep)
+    return a * eps - s * x_0
+
+
+def _signal_and_noise(alphas_cumprod: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    alpha_bar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
+    return alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()

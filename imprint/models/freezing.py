@@ -1,0 +1,49 @@
+"""What trains in which stage, as a pure function of a parameter's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import nn
+
+TrainingStage = Literal["identity", "compositing"]
+PARTS = ("backbone", "adapter", "unet")
+
+# Paper, stage 1: the U-Net's encoder is frozen and its decoder trained. The class embedding is ours and always new.
+_DECODER = ("up_blocks", "conv_norm_out", "conv_out", "class_embedding")
+
+
+def is_trainable(name: str, stage: TrainingStage, *, from_scratch: bool, train_middle_block: bool) -> bool:
+    """Whether parameter `name` of an `ImprintModel` trains.
+
+    identity (stage 1): backbone and adapter; of the U-Net the decoder, and the middle block if asked for. A model from
+    scratch (`from_scratch`) has nothing to freeze in its U-Net: all of it trains.
+    compositing (stage 2): adapter and U-Net.
+    """
+    part, _, rest = name.partition(".")
+    assert part in PARTS, f"parameter {name} belongs to no part"
+    if part == "backbone":
+        return stage == "identity"
+    if part == "adapter" or stage == "compositing" or from_scratch:
+        return True
+    block = rest.split(".")[0]
+    return block in _DECODER or (block == "mid_block" and train_middle_block)
+
+
+def apply_freeze_map(model: nn.Module, stage: TrainingStage, *, from_scratch: bool, train_middle_block: bool) -> None:
+    """Set `requires_grad` of every parameter."""
+    for name, parameter in model.named_parameters():
+        trainable = is_trainable(name, stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
+        parameter.requires_grad_(trainable)
+
+
+def build_parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict]:
+    """One optimizer group per part with trainable parameters, with the part's peak rate (`rates`: part => rate)."""
+    groups = []
+    for part in PARTS:
+        named = getattr(model, part).named_parameters()
+        parameters = [parameter for _, parameter in named if parameter.requires_grad]
+        if parameters:
+            groups.append({"name": part, "params": parameters, "lr": rates[part], "peak_lr": rates[part]})
+    return groups

@@ -1,0 +1,66 @@
+"""Stage `train_compositor` (paper: stage 2): put the object into a scene, with the backbone of stage 1 frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imprint.core.errors import InputError
+from imprint.core.params import Params
+from imprint.core.stage import open_stage
+from imprint.data import ShardReader
+from imprint.models import ImprintModel, build_model, load_card, load_part
+from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
+from imprint.tracking import start_run
+from imprint.training.pretrain_stage import CODE, SHARDS
+from imprint.training.session import get_final_metrics, publish_model, train_model
+from imprint.training.tasks import CompositingTask
+
+STAGE = "train_compositor"
+ENCODER, PRETRAINED, OUT = Path("models/encoder"), Path("models/pretrained"), Path("models/compositor")
+
+
+def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
+    """Train adapter and U-Net on `video` and `single` pairs and write `models/compositor`; run again to resume.
+
+    `InputError` names both digests if the encoder's backbone is not the recorded one, before training or after.
+    """
+    section = params.train_compositor
+    run = open_stage(STAGE, section, [SHARDS, ENCODER, PRETRAINED], CODE, root)
+    opened = {"stage": run.name, "key": run.key, "work_dir": run.work_dir, "params": run.params, "inputs": run.inputs}
+    with start_run(**opened, root=root) as tracker:
+        model = build_start(root, seed=section.seed, init_from_stage1=section.init_from_stage1)
+        recorded = load_card(root / ENCODER)["digests"]
+        state = train_model(
+            model,
+            CompositingTask(section),
+            reader=ShardReader(root / SHARDS),
+            params=section,
+            train_middle_block=True,
+            run=run,
+            tracker=tracker,
+        )
+        check_digest("backbone", model.backbone, recorded=recorded["backbone"], source=f"{ENCODER}/imprint.json")
+        extra = {"encoder_digests": recorded, "condition_on_level": section.condition_on_level}
+        publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
+        tracker.log_model(kind="compositor", directory=root / OUT, metrics=get_final_metrics(state))
+
+
+def build_start(root: Path, *, seed: int, init_from_stage1: bool) -> ImprintModel:
+    """The frozen encoder with stage 1's U-Net, or with a fresh one. Every loaded part is checked against its card."""
+    model = build_model(load_preset(root / ENCODER), seed)
+    for part in ENCODER_PARTS:
+        load_part(model, part, root / ENCODER)
+    if init_from_stage1:
+        check_same_backbone(root / ENCODER, root / PRETRAINED)
+        load_part(model, "unet", root / PRETRAINED)
+    return model
+
+
+def check_same_backbone(encoder: Path, pretrained: Path) -> None:
+    """`InputError` that names both digests if the U-Net was not trained with the encoder's backbone."""
+    found, wanted = (load_card(directory)["digests"]["backbone"] for directory in (encoder, pretrained))
+    if found != wanted:
+        raise InputError(
+            f"{encoder} has a backbone with digest {found}, but {pretrained} was trained with {wanted}; "
+            "run `dvc repro freeze_encoder`"
+        )

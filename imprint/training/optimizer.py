@@ -1,0 +1,76 @@
+"""AdamW over the parts' groups, the learning rate as a function of the step, and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from imprint.core.params import Training
+from imprint.models.freezing import build_parameter_groups
+
+
+def build_optimizer(model: nn.Module, params: Training) -> torch.optim.AdamW:
+    """AdamW with one group per trainable part; `set_rates` gives the rates."""
+    groups = build_parameter_groups(model, params.learning_rate.model_dump())
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=params.weight_decay)
+
+
+def compute_rate_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
+    """Share of the peak rate at `step`: linear warm-up, then a cosine to zero at `max_steps`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(max_steps - warmup_steps, 1)
+    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group's rate as a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def get_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name => parameter that trains."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def compute_ema_decay(step: int, *, halflife_share: float, max_steps: int) -> float:
+    """Decay of the weights' average at `step` (from 1). The half-life is a share of the run's length, with a warm-up:
+
+    a half-life near the run's length would make short runs look worse than they are.
+    """
+    halflife_steps = halflife_share * max_steps
+    decay = 0.5 ** (1.0 / halflife_steps) if halflife_steps > 0 else 0.0
+    return min(decay, (1.0 + step) / (10.0 + step))
+
+
+@torch.no_grad()
+def update_ema(ema: Mapping[str, Tensor], parameters: Mapping[str, Tensor], decay: float) -> None:
+    """ema = decay * ema + (1 - decay) * weights, in place; both have the same names in the same order."""
+    torch._foreach_lerp_(list(ema.values()), [value.detach() for value in parameters.values()], 1.0 - decay)
+
+
+@contextmanager
+def averaged_weights(
+    model: nn.Module, parameters: Mapping[str, Tensor], *, ema: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Within it the model has the averaged weights and is in evaluation mode."""
+    kept = {name: value.detach().clone() for name, value in parameters.items()}
+    copy_weights(parameters, ema)
+    model.eval()
+    try:
+        yield
+    finally:
+        copy_weights(parameters, kept)
+        model.train()
+
+
+@torch.no_grad()
+def copy_weights(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Overwrite the parameters named in `values`, in place."""
+    for name, value in values.items():
+        parameters[name].copy_(value)

@@ -1,0 +1,129 @@
+"""One training run from its params to its averaged weights: what both stages' commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from imprint.core.files import publish_dir, write_json_atomic
+from imprint.core.params import Training
+from imprint.core.stage import StageRun
+from imprint.data import (
+    PairDataset,
+    ShardReader,
+    build_fixed_batch,
+    check_sizes,
+    choose_strangers,
+    load_batches,
+    select_pairs,
+    spread_pairs,
+)
+from imprint.diffusion import build_scheduler
+from imprint.models import ImprintModel, save_model
+from imprint.models.freezing import apply_freeze_map
+from imprint.tracking import Tracker
+from imprint.training.loop import Trainer, run_loop
+from imprint.training.optimizer import build_optimizer, copy_weights
+from imprint.training.state import TrainState, build_state, load_state
+from imprint.training.tasks import Task, list_kinds
+from imprint.training.validation import Validation
+
+_VALIDATION_SEED = 0
+
+
+def train_model(
+    model: ImprintModel,
+    task: Task,
+    *,
+    reader: ShardReader,
+    params: Training,
+    train_middle_block: bool,
+    run: StageRun,
+    tracker: Tracker,
+) -> TrainState:
+    """Train `model` in place, from the run's newest checkpoint if there is one; it ends with the averaged weights."""
+    pairs = select_pairs(reader, list_kinds(task), split="train", at_least=params.batch_size)
+    validation = build_validation(reader, task, params=params)
+    preset = model.preset
+    first = next(iter(pairs.values()))[0]
+    check_sizes(reader, first, preset=preset.name, size_px=preset.size_px, reference_px=preset.reference_px)
+    with deterministic(params.threads):
+        accelerator = build_accelerator()
+        model.to(accelerator.device)
+        apply_freeze_map(model, task.stage, from_scratch=preset.from_scratch, train_middle_block=train_middle_block)
+        state = build_state(model, build_optimizer(model, params))
+        trainer = Trainer(
+            name=run.name,
+            task=task,
+            params=params,
+            accelerator=accelerator,
+            validation=validation,
+            tracker=tracker,
+            work_dir=run.work_dir,
+        )
+        load_state(state, trainer.checkpoints)
+        dataset = PairDataset(reader, pairs, task.rules, task.build_sample, params.seed)
+        batches = load_batches(
+            dataset,
+            start_step=state.step,
+            num_steps=params.max_steps,
+            batch_size=params.batch_size,
+            num_workers=params.loader_workers,
+        )
+        run_loop(trainer, model, state=state, batches=batches)
+    copy_weights(state.parameters, state.ema)
+    model.eval().requires_grad_(False)
+    return state
+
+
+def build_validation(reader: ShardReader, task: Task, *, params: Training) -> Validation:
+    """The held-out samples: nothing mirrored or recoloured, mask levels and margins as drawn once and for all."""
+    by_kind = select_pairs(reader, list_kinds(task), split="val")
+    pairs = spread_pairs([pair for kind in sorted(by_kind) for pair in by_kind[kind]], params.validation_pairs)
+    rules = replace(task.rules, flip_rate=0.0, swap_rate=0.0)
+    batch = build_fixed_batch(reader, pairs, rules=rules, build_sample=task.build_sample, seed=_VALIDATION_SEED)
+    return Validation(batch=batch, strangers=choose_strangers(pairs), chunk_size=params.batch_size)
+
+
+def build_accelerator() -> Accelerator:
+    """CPU in float32, or one GPU in bfloat16."""
+    has_gpu = torch.cuda.is_available()
+    return Accelerator(cpu=not has_gpu, mixed_precision="bf16" if has_gpu else "no")
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Fixed thread count, and deterministic kernels where there are any: the same count gives the same bits."""
+    previous = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous[0])
+        torch.use_deterministic_algorithms(previous[1], warn_only=True)
+
+
+def publish_model(
+    model: ImprintModel, *, stage: str, state: TrainState, extra: dict[str, Any], run: StageRun, target: Path
+) -> None:
+    """Export to the work folder and put the whole at its out path: weights, scheduler, card and the logged curve."""
+    export = run.work_dir / "export"
+    save_model(model.cpu(), export, stage=stage, extra={**extra, "steps": state.step})
+    build_scheduler(prediction_type=model.preset.prediction_type).save_pretrained(export / "scheduler")
+    write_json_atomic(export / "train_log.json", state.history)
+    publish_dir(export, target)
+
+
+def get_final_metrics(state: TrainState) -> dict[str, float]:
+    """The last logged value of every metric."""
+    final: dict[str, float] = {}
+    for entry in state.history:
+        final.update({name: value for name, value in entry.items() if name != "step"})
+    return final

@@ -1,0 +1,103 @@
+"""All that must survive a restart, in one object, with one save and one load: safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from imprint.core.files import compute_digest, write_bytes_atomic, write_json_atomic
+from imprint.training.optimizer import get_trainable
+
+NUM_KEPT = 2
+
+
+@dataclass
+class TrainState:
+    """step: finished steps; ema: averaged weights; history: the logged curve; recent_losses: not yet in it."""
+
+    parameters: dict[str, nn.Parameter]  # those that train
+    optimizer: torch.optim.Optimizer
+    ema: dict[str, Tensor]
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    recent_losses: list[float] = field(default_factory=list)
+
+
+def build_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    """The state of a run that has not begun."""
+    parameters = get_trainable(model)
+    ema = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    return TrainState(parameters=parameters, optimizer=optimizer, ema=ema)
+
+
+def save_state(state: TrainState, directory: Path) -> None:
+    """Write `step-<n>.safetensors`, then its JSON with the checksum, which makes it count; the last two are kept."""
+    data = save(_collect_tensors(state))
+    path = directory / f"step-{state.step:08d}.safetensors"
+    write_bytes_atomic(path, data)
+    values = {"step": state.step, "history": state.history, "recent_losses": state.recent_losses}
+    write_json_atomic(path.with_suffix(".json"), values | {"sha256": compute_digest(data)})
+    for old in _list_checkpoints(directory)[NUM_KEPT:]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_state(state: TrainState, directory: Path) -> bool:
+    """Restore the newest whole checkpoint into `state`, skip damaged ones with a warning. False if there is none."""
+    for path in _list_checkpoints(directory):
+        read = _read_checkpoint(path)
+        if read is None:
+            print(f"warning: checkpoint {path} is damaged and is skipped", file=sys.stderr, flush=True)
+            continue
+        values, tensors = read
+        _restore_tensors(state, tensors, step=values["step"])
+        state.step, state.history = values["step"], values["history"]
+        state.recent_losses = values["recent_losses"]
+        return True
+    return False
+
+
+def _list_checkpoints(directory: Path) -> list[Path]:
+    """JSON files, newest first."""
+    return sorted(directory.glob("step-*.json"), reverse=True)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    try:
+        values = json.loads(path.read_text())
+        data = path.with_suffix(".safetensors").read_bytes()
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or values.get("sha256") != compute_digest(data):
+        return None
+    return values, load(data)
+
+
+def _collect_tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in state.parameters.items():
+        tensors[f"model/{name}"] = parameter
+        tensors[f"ema/{name}"] = state.ema[name]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if parameter in state.optimizer.state:  # a parameter that never had a gradient has none
+                tensors[f"{moment}/{name}"] = state.optimizer.state[parameter][moment]
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _restore_tensors(state: TrainState, tensors: dict[str, Tensor], *, step: int) -> None:
+    for name, parameter in state.parameters.items():
+        parameter.copy_(tensors[f"model/{name}"])
+        state.ema[name].copy_(tensors[f"ema/{name}"])
+        if f"exp_avg/{name}" in tensors:
+            moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            for key, moment in moments.items():
+                moment.copy_(tensors[f"{key}/{name}"])
+            state.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}

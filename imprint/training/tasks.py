@@ -1,0 +1,160 @@
+"""What differs between the two stages: which pairs, what the model sees, and the loss. The loop is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from imprint.core.params import PretrainEncoder, TrainCompositor, Training
+from imprint.core.records import PairKind
+from imprint.data import CompositingBatch, DrawRules, IdentityBatch, build_compositing_sample, build_identity_sample
+from imprint.data.dataset import BuildSample
+from imprint.diffusion import (
+    Weighting,
+    compute_compositing_losses,
+    compute_identity_losses,
+    sample_composite,
+    sample_object,
+)
+from imprint.models import ImprintModel
+from imprint.models.freezing import TrainingStage
+from imprint.training.augment import augment_reference
+from imprint.training.noising import Noising
+
+Generators = list[torch.Generator]
+
+
+class Task(Protocol):
+    """One stage as the loop sees it. `Any` is the stage's own batch."""
+
+    @property
+    def stage(self) -> TrainingStage: ...
+    @property
+    def rules(self) -> DrawRules: ...
+    @property
+    def build_sample(self) -> BuildSample[Any]: ...
+    def augment(self, batch: Any, *, seed: int) -> Any: ...
+    def compute_losses(self, model: ImprintModel, batch: Any, noising: Noising) -> Tensor: ...
+    def sample_images(
+        self, model: ImprintModel, batch: Any, *, steps: int, guidance: float, generator: Generators
+    ) -> Tensor: ...
+    def get_target(self, batch: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class IdentityTask:
+    """Stage 1 (paper: context-agnostic identity-preserving pretraining): view 1 -> tokens; denoise view 2 on black."""
+
+    params: PretrainEncoder
+    stage: TrainingStage = "identity"
+    build_sample = staticmethod(build_identity_sample)
+
+    @property
+    def rules(self) -> DrawRules:
+        flip, swap = self.params.flip_rate, self.params.channel_swap_rate
+        return DrawRules(mixture={"multiview": 1.0}, flip_rate=flip, swap_rate=swap)
+
+    def augment(self, batch: IdentityBatch, *, seed: int) -> IdentityBatch:
+        jitter = self.params.colour_jitter
+        if jitter == 0:
+            return batch
+        changed = augment_reference(batch.reference, batch.opacity, affine=False, colour_jitter=jitter, seed=seed)
+        return replace(batch, reference=changed)
+
+    def compute_losses(self, model: ImprintModel, batch: IdentityBatch, noising: Noising) -> Float[Tensor, " b"]:
+        return compute_identity_losses(
+            model,
+            encode_or_null(model, batch.reference, noising),
+            batch.target,
+            timestep=noising.timestep,
+            noise=noising.noise,
+            weighting=build_weighting(self.params),
+        )
+
+    def sample_images(
+        self, model: ImprintModel, batch: IdentityBatch, *, steps: int, guidance: float, generator: Generators
+    ) -> Float[Tensor, "b 3 s s"]:
+        tokens = model.encode_object(batch.reference)
+        return sample_object(model, tokens, steps=steps, guidance=guidance, generator=generator)
+
+    def get_target(self, batch: IdentityBatch) -> Float[Tensor, "b 3 s s"]:
+        return batch.target
+
+
+@dataclass(frozen=True)
+class CompositingTask:
+    """Stage 2: the object's tokens and the clean background with noise in the hole alone; denoise the hole.
+
+    `video` pairs take the reference from another frame; `single` ones from the target itself, changed in form, colour
+    and light so that it cannot be copied.
+    """
+
+    params: TrainCompositor
+    stage: TrainingStage = "compositing"
+    build_sample = staticmethod(build_compositing_sample)
+
+    @property
+    def rules(self) -> DrawRules:
+        return DrawRules(
+            mixture={kind: share for kind, share in self.params.mixture.items() if share > 0},
+            levels=self.params.mask_levels,
+            max_contact_margin=self.params.max_contact_margin,
+            flip_rate=self.params.flip_rate,
+            swap_rate=self.params.channel_swap_rate,
+        )
+
+    def augment(self, batch: CompositingBatch, *, seed: int) -> CompositingBatch:
+        jitter = self.params.colour_jitter
+        changed = augment_reference(batch.reference, batch.opacity, affine=True, colour_jitter=jitter, seed=seed)
+        return replace(batch, reference=torch.where(batch.is_single[:, None, None, None], changed, batch.reference))
+
+    def compute_losses(self, model: ImprintModel, batch: CompositingBatch, noising: Noising) -> Float[Tensor, " b"]:
+        return compute_compositing_losses(
+            model,
+            encode_or_null(model, batch.reference, noising),
+            batch.scene,
+            hole=batch.hole,
+            level=batch.level if self.params.condition_on_level else None,
+            timestep=noising.timestep,
+            noise=noising.noise,
+            weighting=build_weighting(self.params, outside=self.params.outside_weight),
+        )
+
+    def sample_images(
+        self, model: ImprintModel, batch: CompositingBatch, *, steps: int, guidance: float, generator: Generators
+    ) -> Float[Tensor, "b 3 s s"]:
+        return sample_composite(
+            model,
+            batch.scene,
+            batch.hole,
+            model.encode_object(batch.reference),
+            level=batch.level if self.params.condition_on_level else None,
+            steps=steps,
+            guidance=guidance,
+            generator=generator,
+        )
+
+    def get_target(self, batch: CompositingBatch) -> Float[Tensor, "b 3 s s"]:
+        return batch.scene
+
+
+def encode_or_null(
+    model: ImprintModel, reference: Float[Tensor, "b 3 r r"], noising: Noising
+) -> Float[Tensor, "b n d"]:
+    """The object's tokens, or the null token for the samples that were drawn for it."""
+    tokens = model.encode_object(reference)
+    return torch.where(noising.is_null[:, None, None], model.null_tokens(len(tokens)), tokens)
+
+
+def build_weighting(params: Training, *, outside: float = 0.0) -> Weighting:
+    """The loss weights of a params section."""
+    return Weighting(min_snr=params.min_snr, max_snr=params.max_snr, outside=outside)
+
+
+def list_kinds(task: Task) -> list[PairKind]:
+    """The kinds of pair that the task draws from."""
+    return sorted(task.rules.mixture)
