@@ -27,7 +27,7 @@ def save_ledger(stage: str, rejections: Iterable[Rejection], root: Path = Path("
 def print_counts(stage: str, kept: str, rejections: Sequence[Rejection]) -> None:
     """Table of counts by reason on standard error; `kept` says what the stage kept (`24 clips`)."""
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
-    console.print(f"{stage}: {kept} kept, {len(rejections) or 'nothing'} left out", highlight=False)
+    console.print(f"{stage}: {kept} kept, {len(rejections) or 'nothing'} left out", highlight=False, soft_wrap=True)
     if not rejections:
         return
     table = Table()

@@ -112,7 +112,9 @@ def _fault(plate: np.ndarray, truth: np.ndarray, mask: np.ndarray, *, max_glow: 
     return "glow" if np.percentile(glow[~near], 99) > max_glow else None
 
 
-def _render_pair(plan: CasePlan, stage: Stage, actor: Actor, *, draft: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _render_pair(
+    plan: CasePlan, stage: Stage, actor: Actor, *, draft: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Plate, truth (sRGB bytes) and exact mask; a draft has half the size and few samples."""
     size_px = SIZE_PX // 2 if draft else SIZE_PX
     cast = [(actor, plan.pose)]
@@ -149,17 +151,26 @@ def write_case(index: int, folder: Path) -> None:
     shadow = compute_shadow(plate, truth, mask)
     holes = compute_holes(mask, shadow)
     light = sample_light(np.random.default_rng([seed, 10]))
-    cutout = render_cutout(actor, plan.reference_pose, light, plan.reference_camera, size_px=SIZE_PX, num_samples=128, seed=seed)
+    cutout = render_cutout(
+        actor, plan.reference_pose, light, plan.reference_camera, size_px=SIZE_PX, num_samples=128, seed=seed
+    )
     pictures = {"reference": encode_cutout(cutout), "plate": plate, "truth": truth}
     grey = {"object_mask": mask, "shadow_mask": shadow} | {f"hole_{k}": v for k, v in holes.items()}
     for key, picture in (pictures | {k: v.astype(np.uint8) * 255 for k, v in grey.items()}).items():
         write_png(target / f"{key}.png", picture)
     record = {
-        "name": name, "seed": seed, "stage_seed": plan.stage_seed, "background": stage.background,
-        "cover": round(float(mask.mean()), 4), "shadow_cover": round(float(shadow.mean()), 4),
+        "name": name,
+        "seed": seed,
+        "stage_seed": plan.stage_seed,
+        "background": stage.background,
+        "cover": round(float(mask.mean()), 4),
+        "shadow_cover": round(float(shadow.mean()), 4),
         "hole_box_cover": round(float(holes["box"].mean()), 4),
         "view": {"pose": asdict(plan.pose), "camera": asdict(plan.camera), "light": asdict(stage.light)},
         "reference_view": {
-            "pose": asdict(plan.reference_pose), "camera": asdict(plan.reference_camera), "light": asdict(light)},
+            "pose": asdict(plan.reference_pose),
+            "camera": asdict(plan.reference_camera),
+            "light": asdict(light),
+        },
     }
     (target / "case.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Disjoint: an object of one range is in no data of another.
-CLIP_SEEDS = range(0, 10_000)
+CLIP_SEEDS = range(10_000)
 CASE_SEEDS = range(10_000, 20_000)
 SEGMENTER_SEEDS = range(100_000, 200_000)
 TRAINING_SEEDS = range(1_000_000, 2_000_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,7 +18,7 @@ Motion = Callable[[float], Pose]  # time 0..1 within a shot -> pose
 
 @dataclass(frozen=True)
 class Shot:
-    """Frames `start` to `stop` (half-open) on one stage: per frame the camera and the poses by instance number (1..)."""
+    """Frames `start` to `stop` (half-open) on one stage: per frame the camera and the poses by instance number."""
 
     start: int
     stop: int
@@ -48,9 +49,15 @@ def _moving_camera(rng: np.random.Generator, fitted: Camera, centres: np.ndarray
     for step, centre in zip(np.linspace(-0.5, 0.5, len(centres)), centres, strict=True):
         shift = follow * (centre - middle)
         target = (fitted.target[0] + shift[0], fitted.target[1] + shift[1], fitted.target[2])
-        cameras.append(replace(fitted, target=target, distance=fitted.distance * (1 + pull * step),
-                               azimuth_deg=float(drift[0] * step),
-                               elevation_deg=fitted.elevation_deg + float(drift[1] * step)))
+        cameras.append(
+            replace(
+                fitted,
+                target=target,
+                distance=fitted.distance * (1 + pull * step),
+                azimuth_deg=float(drift[0] * step),
+                elevation_deg=fitted.elevation_deg + float(drift[1] * step),
+            )
+        )
     return cameras
 
 
@@ -65,9 +72,13 @@ def _single_motion(rng: np.random.Generator, reach: float) -> Motion:
 
     def pose(time: float) -> Pose:
         tilt = wobble * np.sin(2 * np.pi * cycles * time + phase)
-        return Pose(x=float(size_x * np.sin(arc * time + arc_phase)), y=float(size_y * np.cos(arc * time + arc_phase)),
-                    yaw_deg=float(start + sweep * time), tilt_deg=90.0 if lying else float(tilt),
-                    heading_deg=float(heading) if lying else 0.0)
+        return Pose(
+            x=float(size_x * np.sin(arc * time + arc_phase)),
+            y=float(size_y * np.cos(arc * time + arc_phase)),
+            yaw_deg=float(start + sweep * time),
+            tilt_deg=90.0 if lying else float(tilt),
+            heading_deg=float(heading) if lying else 0.0,
+        )
 
     return pose
 
@@ -102,7 +113,9 @@ def plan_single(seed: int, name: str, load: Callable[[int], Actor]) -> Clip:
         else:
             break
     shot = Shot(0, NUM_FRAMES, seed, 0.0, cameras, [{1: pose} for pose in poses])
-    return Clip(name, "single", ["moving-camera" if cameras[0] != cameras[-1] else "still-camera"], seed, [seed], [shot])
+    return Clip(
+        name, "single", ["moving-camera" if cameras[0] != cameras[-1] else "still-camera"], seed, [seed], [shot]
+    )
 
 
 def _spin(rng: np.random.Generator, scale: float) -> Callable[[float, float, float], Pose]:
@@ -175,13 +188,16 @@ def _mirrored(pose: Pose, side: int) -> Pose:
     return replace(pose, x=pose.x * side)
 
 
-def _plan_shot(rng: np.random.Generator, kind: str, ids: list[int], actors: list[Actor], span: tuple[int, int],
-               stage_seed: int) -> Shot:
+def _plan_shot(
+    rng: np.random.Generator, kind: str, ids: list[int], actors: list[Actor], span: tuple[int, int], stage_seed: int
+) -> Shot:
     """One shot of the given kind with the actors `ids` (instance numbers); the camera sees all that should be seen."""
     length = span[1] - span[0]
     motions = _shot_motions(rng, kind, len(ids))
     times, side = np.linspace(0, 1, length), int(rng.choice([-1, 1]))
-    poses = [{number: _mirrored(motion(float(t)), side) for number, motion in zip(ids, motions, strict=True)} for t in times]
+    poses = [
+        {number: _mirrored(motion(float(t)), side) for number, motion in zip(ids, motions, strict=True)} for t in times
+    ]
     # Who leaves the picture is left out of the framing between leaving and returning.
     framed = [
         actors[number - 1].points(pose)
@@ -196,7 +212,7 @@ def _plan_shot(rng: np.random.Generator, kind: str, ids: list[int], actors: list
 
 
 def plan_multi(seed: int, name: str, load: Callable[[int], Actor], *, kind: str, twins: bool) -> Clip:
-    """Two to four objects of seeds from `seed` on: `kind` is one of MULTI_KINDS; `twins`: the last repeats the first."""
+    """Two to four objects of the seeds from `seed` on, doing `kind`; with `twins` the last repeats the first."""
     rng = np.random.default_rng([seed, 5])
     count = int(rng.choice([2, 3, 4], p=[0.45, 0.4, 0.15] if kind in ("twins", "cut") else [0.6, 0.4, 0.0]))
     object_seeds = [seed + i for i in range(count)]
@@ -206,10 +222,12 @@ def plan_multi(seed: int, name: str, load: Callable[[int], Actor], *, kind: str,
     ids = list(range(1, count + 1))
     tags = list(dict.fromkeys([kind, *(["twins"] if twins else [])]))
     if kind != "cut":
-        return Clip(name, "multi", tags, seed, object_seeds, [_plan_shot(rng, kind, ids, actors, (0, NUM_FRAMES), seed)])
+        return Clip(
+            name, "multi", tags, seed, object_seeds, [_plan_shot(rng, kind, ids, actors, (0, NUM_FRAMES), seed)]
+        )
     edges = [0, *sorted(int(c) for c in rng.choice([[17, 32], [20, 36], [23, NUM_FRAMES]])), NUM_FRAMES]
     shots = []
-    for index, span in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for index, span in enumerate(pairwise(edges)):
         if span[0] == span[1]:
             continue
         inner = str(rng.choice(["twins", "crossing", "occlusion"]))

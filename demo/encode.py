@@ -42,9 +42,17 @@ def describe_clip(clip: Clip, backgrounds: list[str], masks: np.ndarray) -> dict
         for s, b in zip(clip.shots, backgrounds, strict=True)
     ]
     return {
-        "name": clip.name, "kind": clip.kind, "tags": clip.tags, "num_objects": len(clip.object_seeds),
-        "seed": clip.seed, "object_seeds": clip.object_seeds, "fps": FPS, "num_frames": NUM_FRAMES,
-        "size_px": SIZE_PX, "covers": [round(float(covers.min()), 4), round(float(covers.max()), 4)], "shots": shots,
+        "name": clip.name,
+        "kind": clip.kind,
+        "tags": clip.tags,
+        "num_objects": len(clip.object_seeds),
+        "seed": clip.seed,
+        "object_seeds": clip.object_seeds,
+        "fps": FPS,
+        "num_frames": NUM_FRAMES,
+        "size_px": SIZE_PX,
+        "covers": [round(float(covers.min()), 4), round(float(covers.max()), 4)],
+        "shots": shots,
     }
 
 
@@ -60,7 +68,9 @@ def write_clip(index: int, folder: Path, *, size_px: int = SIZE_PX, num_samples:
         stage = build_stage(shot.stage_seed, room=shot.room)
         backgrounds.append(stage.background)
         rng = np.random.default_rng([shot.stage_seed, 9])
-        first = render_frame(stage, cast_of(shot, shot.start, actors)[1], shot.cameras[0], size_px=64, num_samples=8, seed=0)
+        first = render_frame(
+            stage, cast_of(shot, shot.start, actors)[1], shot.cameras[0], size_px=64, num_samples=8, seed=0
+        )
         exposure = compute_exposure(first, level=float(rng.uniform(0.45, 0.72)))
         for frame in range(shot.start, shot.stop):
             numbers, cast = cast_of(shot, frame, actors)

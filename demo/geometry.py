@@ -149,9 +149,7 @@ def rounded_box(size_x: float, size_y: float, size_z: float, *, edge: float = 0.
     bend = edge * np.array([0.0, 0.1, 0.3, 0.6, 1.0]) if edge > 0 else np.zeros(1)
     pieces = []
     for cell, (axis, sign, u_axis, u_sign, v_axis, v_sign) in enumerate(layout):
-        u_line, v_line = (
-            np.concatenate([-half[a] + bend, half[a] - bend[::-1]]) for a in (u_axis, v_axis)
-        )
+        u_line, v_line = (np.concatenate([-half[a] + bend, half[a] - bend[::-1]]) for a in (u_axis, v_axis))
         u, v = (g.ravel() for g in np.meshgrid(u_line, v_line, indexing="xy"))
         points = np.zeros((len(u), 3))
         points[:, axis], points[:, u_axis], points[:, v_axis] = sign * half[axis], u_sign * u, v_sign * v
@@ -160,9 +158,9 @@ def rounded_box(size_x: float, size_y: float, size_z: float, *, edge: float = 0.
         normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
         uvs = np.stack([u / (2 * half[u_axis]) + 0.5, v / (2 * half[v_axis]) + 0.5], 1)
         if atlas:
-            uvs = (np.clip(uvs, 0.01, 0.99) + [cell % 3, 1 - cell // 3]) / [3, 2]
+            uvs = (np.clip(uvs, 0.01, 0.99) + np.array([cell % 3, 1 - cell // 3])) / np.array([3, 2])
         vertices = core + edge * normals if edge > 0 else points
-        pieces.append((vertices + [0, 0, half[2]], normals, uvs, _grid_faces(len(v_line), len(u_line))))
+        pieces.append((vertices + np.array([0, 0, half[2]]), normals, uvs, _grid_faces(len(v_line), len(u_line))))
     return _joined(pieces)
 
 
@@ -209,7 +207,8 @@ def gear(num_teeth: int, radius: float, tooth: float) -> list:
     for index in range(num_teeth):
         for part, lift in shape:
             angle = 2 * np.pi * (index + part) / num_teeth
-            outline.append((float((radius + tooth * lift) * np.cos(angle)), float((radius + tooth * lift) * np.sin(angle))))
+            reach = radius + tooth * lift
+            outline.append((float(reach * np.cos(angle)), float(reach * np.sin(angle))))
     return outline
 
 

@@ -89,7 +89,10 @@ def _bottle(kit: Kit) -> None:
     shoulder = [(neck + (radius - neck) * np.cos(t), height + 0.35 * np.sin(t)) for t in np.linspace(0, np.pi / 2, 8)]
     kit.add(lathe([(0, 0), (radius * 0.94, 0), (radius, 0.06), *shoulder, (neck, height + 0.7)]), kit.plain(0))
     kit.add(band(radius * 1.012, 0.18, height - 0.05), kit.label(repeat=2), "diffuse")
-    kit.add(cylinder(neck * 1.35, 0.26, round_px=0.04).at(z=height + 0.6), tx.stripes(kit.rng, kit.colours[1:], vertical=True))
+    kit.add(
+        cylinder(neck * 1.35, 0.26, round_px=0.04).at(z=height + 0.6),
+        tx.stripes(kit.rng, kit.colours[1:], vertical=True),
+    )
     kit.add(torus(neck * 1.2, 0.05).at(z=height + 0.45), kit.plain(3))
 
 
@@ -175,7 +178,13 @@ def _robot(kit: Kit) -> None:
 
 
 def _trophy(kit: Kit) -> None:
-    shapes = [polygon(5, 0.72, inner=0.36), heart(0.75), gear(9, 0.55, 0.16), polygon(6, 0.7, turn_deg=0), polygon(4, 0.75)]
+    shapes = [
+        polygon(5, 0.72, inner=0.36),
+        heart(0.75),
+        gear(9, 0.55, 0.16),
+        polygon(6, 0.7, turn_deg=0),
+        polygon(4, 0.75),
+    ]
     outline = shapes[int(kit.rng.integers(len(shapes)))]
     kit.add(rounded_box(1.0, 0.7, 0.36, edge=0.05, atlas=True), tx.box_atlas(kit.rng, kit.colours))
     kit.add(cylinder(0.15, 0.4).at(z=0.34), kit.plain(2), "metal")
@@ -237,7 +246,10 @@ def _gear_toy(kit: Kit) -> None:
 def _cone_toy(kit: Kit) -> None:
     low, height = kit.between(0.6, 0.75), kit.between(1.2, 1.6)
     kit.add(rounded_box(1.5, 1.5, 0.14, edge=0.05), kit.plain(1))
-    kit.add(cylinder(low, height, top_radius=0.12, round_px=0.06).at(z=0.12), tx.stripes(kit.rng, kit.colours, vertical=False))
+    kit.add(
+        cylinder(low, height, top_radius=0.12, round_px=0.06).at(z=0.12),
+        tx.stripes(kit.rng, kit.colours, vertical=False),
+    )
     kit.add(ellipsoid(0.22, 0.22, 0.22).at(z=height + 0.22), kit.plain(2), kit.metal_or_not())
     kit.add(torus(low * 0.8, 0.11).at(z=0.3), kit.plain(3))
     kit.add(rounded_box(0.5, 0.04, 0.4, edge=0.01).moved(rotation("x", -18)).at(0, -low * 0.74, 0.48), kit.label())
@@ -250,15 +262,19 @@ def _tower(kit: Kit) -> None:
         turn = kit.between(-35, 35)
         shape = int(kit.rng.integers(4))
         if shape == 0:
-            kit.add(rounded_box(wide, wide * kit.between(0.6, 1.0), tall, edge=0.08, atlas=True).at(z=z, turn_deg=turn),
-                    tx.box_atlas(kit.rng, kit.colours))
+            kit.add(
+                rounded_box(wide, wide * kit.between(0.6, 1.0), tall, edge=0.08, atlas=True).at(z=z, turn_deg=turn),
+                tx.box_atlas(kit.rng, kit.colours),
+            )
         elif shape == 1:
             kit.add(cylinder(wide / 2, tall, round_px=0.05).at(z=z, turn_deg=turn), kit.print(), kit.metal_or_not())
         elif shape == 2:
             block = extrude(polygon(6, wide / 2, turn_deg=0), tall).moved(rotation("x", 90)).at(z=z + tall / 2)
             kit.add(block.at(turn_deg=turn), kit.print())
         else:
-            kit.add(cylinder(wide / 2, tall, top_radius=wide / 3, round_px=0.04).at(z=z, turn_deg=turn), kit.label(repeat=2))
+            kit.add(
+                cylinder(wide / 2, tall, top_radius=wide / 3, round_px=0.04).at(z=z, turn_deg=turn), kit.label(repeat=2)
+            )
         z += tall
     tops = [dome(0.35, 0.35), cylinder(0.35, 0.5, top_radius=0.03, round_px=0.02), ellipsoid(0.3, 0.3, 0.3).at(z=0.2)]
     kit.add(tops[int(kit.rng.integers(3))].at(z=z), kit.plain(int(kit.rng.integers(4))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ def _call(task: Callable[[], object]) -> object:
     return task()
 
 
-def run_pool(tasks: list[Callable[[], object]], title: str, args: argparse.Namespace) -> list[object]:
+def run_pool(tasks: Sequence[Callable[[], object]], title: str, args: argparse.Namespace) -> list[object]:
     """Run the tasks in worker processes; one line of progress every few seconds. The first error ends it."""
     context = multiprocessing.get_context("spawn")
     started = shown = time.monotonic()
@@ -123,8 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=(action.__doc__ or "").strip(), description=action.__doc__)
         command.add_argument("--out", type=Path, required=True, help="folder for the pictures; keeps what is there")
         command.add_argument("--workers", type=int, default=2, help="processes (default 2)")
-        command.add_argument("--variant", default="scalar_rgb", choices=["scalar_rgb", "llvm_ad_rgb"],
-                             help="Mitsuba's; llvm_ad_rgb is several times faster and needs LLVM 17 or newer")
+        command.add_argument(
+            "--variant",
+            default="scalar_rgb",
+            choices=["scalar_rgb", "llvm_ad_rgb"],
+            help="Mitsuba's; llvm_ad_rgb is several times faster and needs LLVM 17 or newer",
+        )
         command.set_defaults(action=action)
         if name in ("clips", "cases"):
             command.add_argument("--only", type=int, nargs="+", help="numbers to render; then nothing is packed")

@@ -30,10 +30,14 @@ def write_object_views(seed: int, folder: Path, *, num_views: int, size_px: int,
     rng = np.random.default_rng([seed, 6])
     start = rng.uniform(0, 360)
     for view in range(num_views):
-        pose = Pose(yaw_deg=float(start + 360 * view / num_views + rng.uniform(-40, 40)), tilt_deg=float(rng.uniform(-8, 8)))
+        pose = Pose(
+            yaw_deg=float(start + 360 * view / num_views + rng.uniform(-40, 40)), tilt_deg=float(rng.uniform(-8, 8))
+        )
         camera = Camera((0, 0, 0.9), 7, float(rng.uniform(8, 40)), fov_deg=float(rng.uniform(28, 44)))
         camera = fit_camera(camera, [actor.points(pose)], fill=float(rng.uniform(0.85, 0.95)))
-        linear = render_cutout(actor, pose, sample_light(rng), camera, size_px=size_px, num_samples=num_samples, seed=view)
+        linear = render_cutout(
+            actor, pose, sample_light(rng), camera, size_px=size_px, num_samples=num_samples, seed=view
+        )
         write_png(folder / f"{seed}_{view}.png", encode_cutout(linear))
 
 

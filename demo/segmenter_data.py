@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from demo import textures as tx
+from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, encode_image, load_image
 
 SIZE_PX = 128
@@ -72,6 +73,10 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def load_scenes(folder: Path) -> Scenes:
     """Rendered scenes by name: `<seed>-<number>/image.png` (RGB) and `.../mask.png` (grey, 0 is background)."""
     places = sorted(p.parent for p in folder.glob("*/image.png"))
+    if not places:
+        raise InputError(
+            f"there are no scenes in {folder}; render them with python -m demo.render scenes --out {folder}"
+        )
     images = [_fit(load_image(place / "image.png")) for place in places]
     masks = [_fit((load_image(place / "mask.png")[..., 0] > 0) * np.uint8(255)) for place in places]
     return Scenes(np.stack(images), np.stack(masks))

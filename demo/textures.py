@@ -8,7 +8,34 @@ import cv2
 import numpy as np
 
 SIZE_PX = 256
-SYLLABLES = "ba ko lu mi no ra ti vo ze pa du fe gi jo ka le mo nu ri so ta vi wo xe yu zo".split()
+SYLLABLES = (
+    "ba",
+    "ko",
+    "lu",
+    "mi",
+    "no",
+    "ra",
+    "ti",
+    "vo",
+    "ze",
+    "pa",
+    "du",
+    "fe",
+    "gi",
+    "jo",
+    "ka",
+    "le",
+    "mo",
+    "nu",
+    "ri",
+    "so",
+    "ta",
+    "vi",
+    "wo",
+    "xe",
+    "yu",
+    "zo",
+)
 Colour = tuple[int, int, int]
 
 
@@ -75,8 +102,10 @@ def put_word(image: np.ndarray, text: str, box: tuple[float, float, float, float
     cv2.putText(image, text, origin, font, scale, colour, thick, cv2.LINE_AA)
 
 
-def put_mark(image: np.ndarray, rng: np.random.Generator, centre: tuple[float, float], size: float, colours: list) -> None:
-    """Draw a logo-like mark (disc, star, ring, drop, chevron) at centre = (y, x); all in fractions. In place."""
+def put_mark(
+    image: np.ndarray, rng: np.random.Generator, centre: tuple[float, float], size: float, colours: list
+) -> None:
+    """Draw a logo-like mark (disc, star, ring, drop, chevron) at centre = (y, x); in fractions. In place."""
     extent = image.shape[0]
     middle = np.array([centre[1], centre[0]]) * extent
     radius = size * extent
@@ -90,15 +119,24 @@ def put_mark(image: np.ndarray, rng: np.random.Generator, centre: tuple[float, f
         points = middle + np.stack([reach * np.cos(angle), reach * np.sin(angle)], 1)
         cv2.fillPoly(image, [points.astype(np.int32)], colours[0], cv2.LINE_AA)
     elif kind == 2:
-        cv2.circle(image, tuple(map(int, middle)), int(radius * 0.8), colours[0], max(3, int(radius * 0.35)), cv2.LINE_AA)
+        cv2.circle(
+            image, tuple(map(int, middle)), int(radius * 0.8), colours[0], max(3, int(radius * 0.35)), cv2.LINE_AA
+        )
         cv2.line(image, tuple(map(int, middle - radius)), tuple(map(int, middle + radius)), colours[1], 9, cv2.LINE_AA)
     elif kind == 3:
         points = middle + radius * np.array([[0, -1], [0.9, 0.9], [-0.9, 0.9]])
         cv2.fillPoly(image, [points.astype(np.int32)], colours[0], cv2.LINE_AA)
-        cv2.circle(image, tuple(map(int, middle + [0, radius * 0.35])), int(radius * 0.35), colours[1], -1, cv2.LINE_AA)
+        cv2.circle(
+            image,
+            tuple(map(int, middle + np.array([0, radius * 0.35]))),
+            int(radius * 0.35),
+            colours[1],
+            -1,
+            cv2.LINE_AA,
+        )
     else:
         for shift, colour in ((-0.45, colours[0]), (0.35, colours[1])):
-            points = middle + radius * (np.array([[-0.9, 0.3], [0, -0.5], [0.9, 0.3]]) + [0, shift])
+            points = middle + radius * np.array([[-0.9, 0.3 + shift], [0, shift - 0.5], [0.9, 0.3 + shift]])
             cv2.polylines(image, [points.astype(np.int32)], False, colour, max(4, int(radius * 0.35)), cv2.LINE_AA)
 
 

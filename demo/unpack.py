@@ -26,7 +26,10 @@ def check_member(member: tarfile.TarInfo) -> None:
 
 
 def unpack(archive: Path, target: Path) -> int:
-    """Replace `target` by the files of the archive; returns their number. Unsafe members: `ValueError`, nothing written."""
+    """Replace `target` by the files of the archive; returns their number.
+
+    `ValueError` for an unsafe member, before anything is written.
+    """
     with tarfile.open(archive, "r:") as tar:
         members = tar.getmembers()
         for member in members:

@@ -22,7 +22,7 @@ BACKGROUNDS = ("wall", "corner", "sky", "studio")
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object stands: turned by `yaw_deg` about z, tilted about x (90 lies), turned by `heading_deg`, at x, y."""
+    """Where an object stands: turned by `yaw_deg` about z, tilted about x (90 lies), turned by `heading_deg`, moved."""
 
     x: float = 0.0
     y: float = 0.0
@@ -132,8 +132,13 @@ def build_bsdf(part: Part) -> Any:
     inner: dict[str, Any] = {"type": "diffuse", "reflectance": colour}
     if part.material != "diffuse":  # `principled` loads in 1 ms; `roughplastic` tabulates for 35 ms
         metallic = 0.55 if part.material == "metal" else 0.0
-        inner = {"type": "principled", "base_color": colour, "roughness": part.roughness**0.5, "metallic": metallic,
-                 "specular": 0.5}
+        inner = {
+            "type": "principled",
+            "base_color": colour,
+            "roughness": part.roughness**0.5,
+            "metallic": metallic,
+            "specular": 0.5,
+        }
     return mi.load_dict({"type": "twosided", "bsdf": inner})
 
 
@@ -141,8 +146,9 @@ def _mitsuba_mesh(part: Part, bsdf: Any, matrix: np.ndarray) -> Any:
     mesh = part.mesh.moved(matrix)
     props = mi.Properties()
     props["mesh_bsdf"] = bsdf
-    shape = mi.Mesh("part", len(mesh.vertices), len(mesh.faces), has_vertex_normals=True, has_vertex_texcoords=True,
-                    props=props)
+    shape = mi.Mesh(
+        "part", len(mesh.vertices), len(mesh.faces), has_vertex_normals=True, has_vertex_texcoords=True, props=props
+    )
     params = mi.traverse(shape)
     values = {"vertex_positions": mesh.vertices, "vertex_normals": mesh.normals, "vertex_texcoords": mesh.uvs}
     for name, value in values.items():
@@ -156,9 +162,12 @@ def sample_light(rng: np.random.Generator) -> Light:
     """A light in front of the scene: from small and hard to large and soft, warm to cool, low to high ambient."""
     warmth = rng.uniform(-0.22, 0.22)
     return Light(
-        azimuth_deg=float(rng.uniform(-85, 85)), elevation_deg=float(rng.uniform(32, 70)),
-        distance=float(rng.uniform(9, 13)), radius=float(rng.uniform(0.6, 2.4)),
-        colour=(1 + warmth, 1.0, 1 - warmth), strength=float(rng.uniform(2.2, 4.2)),
+        azimuth_deg=float(rng.uniform(-85, 85)),
+        elevation_deg=float(rng.uniform(32, 70)),
+        distance=float(rng.uniform(9, 13)),
+        radius=float(rng.uniform(0.6, 2.4)),
+        colour=(1 + warmth, 1.0, 1 - warmth),
+        strength=float(rng.uniform(2.2, 4.2)),
         ambient=float(rng.uniform(0.35, 1.1)),
     )
 
@@ -188,8 +197,13 @@ def build_stage(seed: int, *, room: float = 0.0, high_light: bool = False) -> St
     floor_texture = tx.surface(rng)
     wall_texture = floor_texture if background == "studio" else tx.surface(rng)
     floor = _bitmap(floor_texture, repeat=float(rng.uniform(3, 7)), turn_deg=float(rng.uniform(0, 360)))
-    fixed: dict[str, Any] = {"floor": {"type": "rectangle", "to_world": transform().scale([16, 16, 1]),
-                                       "bsdf": {"type": "diffuse", "reflectance": floor}}}
+    fixed: dict[str, Any] = {
+        "floor": {
+            "type": "rectangle",
+            "to_world": transform().scale([16, 16, 1]),
+            "bsdf": {"type": "diffuse", "reflectance": floor},
+        }
+    }
     wall_y = float(rng.uniform(3.2, 6.5)) + room
     wall = {"type": "diffuse", "reflectance": _bitmap(wall_texture, repeat=float(rng.uniform(2, 6)))}
     turn = float(rng.uniform(-22, 22)) if background == "wall" else 0.0
@@ -197,7 +211,9 @@ def build_stage(seed: int, *, room: float = 0.0, high_light: bool = False) -> St
     if background == "corner":
         side = float(rng.choice([-45.0, 45.0])) + float(rng.uniform(-12, 12))
         for name, angle in (("wall_a", side), ("wall_b", side - 90 * np.sign(side))):
-            place = transform().rotate([0, 0, 1], angle).translate([0, wall_y, 0]).rotate([1, 0, 0], 90).scale([16, 16, 1])
+            place = (
+                transform().rotate([0, 0, 1], angle).translate([0, wall_y, 0]).rotate([1, 0, 0], 90).scale([16, 16, 1])
+            )
             fixed[name] = {"type": "rectangle", "to_world": place, "bsdf": wall}
     elif background != "sky":
         fixed["wall"] = {"type": "rectangle", "to_world": stand, "bsdf": wall}
@@ -216,14 +232,23 @@ def build_light(light: Light) -> dict[str, Any]:
     """Mitsuba description of the light; its irradiance at the origin does not depend on its size."""
     radiance = [light.strength * c * (light.distance / light.radius) ** 2 / np.pi for c in light.colour]
     emitter = {"type": "area", "radiance": {"type": "rgb", "value": radiance}}
-    return {"type": "sphere", "center": (light.direction() * light.distance).tolist(), "radius": light.radius, "emitter": emitter}
+    return {
+        "type": "sphere",
+        "center": (light.direction() * light.distance).tolist(),
+        "radius": light.radius,
+        "emitter": emitter,
+    }
 
 
 def _sensor(camera: Camera, size_px: int, *, pixel_format: str, rfilter: str, sampler: dict) -> dict[str, Any]:
-    look = mi.ScalarTransform4f().look_at(
-        origin=camera.position().tolist(), target=list(camera.target), up=[0, 0, 1])
-    film = {"type": "hdrfilm", "width": size_px, "height": size_px, "pixel_format": pixel_format,
-            "rfilter": {"type": rfilter}}
+    look = mi.ScalarTransform4f().look_at(origin=camera.position().tolist(), target=list(camera.target), up=[0, 0, 1])
+    film = {
+        "type": "hdrfilm",
+        "width": size_px,
+        "height": size_px,
+        "pixel_format": pixel_format,
+        "rfilter": {"type": rfilter},
+    }
     return {"type": "perspective", "fov": camera.fov_deg, "to_world": look, "film": film, "sampler": sampler}
 
 
@@ -233,8 +258,13 @@ Cast = list[tuple[Actor, Pose]]
 def render_image(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_samples: int, seed: int) -> np.ndarray:
     """Linear float32 picture (size, size, 3) of the stage with the cast on it, each pixel the mean over its square."""
     num_passes = -(-num_samples // 64)  # bounds the memory of the vectorised variants
-    sensor = _sensor(camera, size_px, pixel_format="rgb", rfilter="box",
-                     sampler={"type": "independent", "sample_count": num_samples // num_passes})
+    sensor = _sensor(
+        camera,
+        size_px,
+        pixel_format="rgb",
+        rfilter="box",
+        sampler={"type": "independent", "sample_count": num_samples // num_passes},
+    )
     scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "path", "max_depth": 3}, "sensor": sensor}
     scene |= stage.fixed
     for index, (actor, pose) in enumerate(cast):
@@ -246,8 +276,13 @@ def render_image(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_
 
 def render_frame(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_samples: int, seed: int) -> np.ndarray:
     """Linear picture like `render_image`, from few samples, smoothed with albedo and normals as guides."""
-    sensor = _sensor(camera, size_px, pixel_format="rgb", rfilter="gaussian",
-                     sampler={"type": "independent", "sample_count": num_samples})
+    sensor = _sensor(
+        camera,
+        size_px,
+        pixel_format="rgb",
+        rfilter="gaussian",
+        sampler={"type": "independent", "sample_count": num_samples},
+    )
     description: dict[str, Any] = {"type": "scene", "sensor": sensor} | stage.fixed
     for index, (actor, pose) in enumerate(cast):
         description |= actor.shapes(pose, f"actor{index}_")
@@ -259,15 +294,25 @@ def render_frame(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_
     return denoise(picture, guide * np.array([12, 12, 12, 3, 3, 3], np.float32))
 
 
-def render_cutout(actor: Actor, pose: Pose, light: Light, camera: Camera, *, size_px: int, num_samples: int,
-                  seed: int) -> np.ndarray:
+def render_cutout(
+    actor: Actor, pose: Pose, light: Light, camera: Camera, *, size_px: int, num_samples: int, seed: int
+) -> np.ndarray:
     """Linear float32 picture (size, size, 4) of the object alone, colours not multiplied by the alpha 0..1."""
-    sensor = _sensor(camera, size_px, pixel_format="rgba", rfilter="box",
-                     sampler={"type": "independent", "sample_count": num_samples})
+    sensor = _sensor(
+        camera,
+        size_px,
+        pixel_format="rgba",
+        rfilter="box",
+        sampler={"type": "independent", "sample_count": num_samples},
+    )
     tint = [light.ambient * c for c in (2 - light.colour[0], 1.0, 2 - light.colour[2])]
     scene: dict[str, Any] = {
-        "type": "scene", "integrator": {"type": "path", "max_depth": 4, "hide_emitters": True}, "sensor": sensor,
-        "ambient": {"type": "constant", "radiance": {"type": "rgb", "value": tint}}, "light": build_light(light)}
+        "type": "scene",
+        "integrator": {"type": "path", "max_depth": 4, "hide_emitters": True},
+        "sensor": sensor,
+        "ambient": {"type": "constant", "radiance": {"type": "rgb", "value": tint}},
+        "light": build_light(light),
+    }
     scene |= actor.shapes(pose, "actor0_")
     picture = np.array(mi.render(mi.load_dict(scene), seed=seed), np.float32)
     picture[..., 3] = np.clip(picture[..., 3], 0, 1)

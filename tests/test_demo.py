@@ -1,10 +1,11 @@
-"""The shipped clips and cases: they unpack, they are what `demo/README.md` says, and masks fit pictures. No renderer."""
+"""The shipped clips and cases unpack, are what `demo/README.md` says, and their masks fit the pictures."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -42,7 +43,9 @@ def cases() -> dict[str, dict[str, np.ndarray]]:
             if member.name.endswith(".png"):
                 _, case, name = member.name.split("/")
                 data = np.frombuffer(tar.extractfile(member).read(), np.uint8)  # type: ignore[union-attr]
-                pictures.setdefault(case, {})[name[:-4]] = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+                picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+                assert picture is not None, member.name
+                pictures.setdefault(case, {})[name[:-4]] = picture
     return pictures
 
 
@@ -55,7 +58,9 @@ def case_records() -> list[dict]:
 def load_masks(demo_dir: Path, name: str) -> np.ndarray:
     """[48, 128, 128] uint8 instance numbers."""
     stack = cv2.imread(str(demo_dir / "masks" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
-    assert stack.dtype == np.uint8 and stack.shape == (catalogue.NUM_FRAMES * catalogue.SIZE_PX, catalogue.SIZE_PX)
+    assert stack is not None, name
+    assert stack.dtype == np.uint8
+    assert stack.shape == (catalogue.NUM_FRAMES * catalogue.SIZE_PX, catalogue.SIZE_PX)
     return stack.reshape(catalogue.NUM_FRAMES, catalogue.SIZE_PX, catalogue.SIZE_PX)
 
 
@@ -108,7 +113,8 @@ def test_tags_are_true(demo_dir: Path, records: list[dict]) -> None:
             assert len(set(record["object_seeds"])) < record["num_objects"]
         if "exit_return" in record["tags"]:
             present = (masks == record["num_objects"]).any((1, 2))
-            assert present[0] and present[-1] and not present.all(), record["name"]
+            assert present[[0, -1]].all(), record["name"]
+            assert not present.all(), record["name"]
         assert (len(record["shots"]) > 1) == ("cut" in record["tags"])
 
 
@@ -139,8 +145,10 @@ def test_cases_are_complete_and_of_other_objects(
     assert len(cases) == len(case_records) == catalogue.NUM_CASES >= 48
     clip_seeds = {seed for record in records for seed in record["object_seeds"]}
     case_seeds = {record["seed"] for record in case_records}
-    assert len(case_seeds) == len(cases) and not clip_seeds & case_seeds
-    assert case_seeds <= set(catalogue.CASE_SEEDS) and clip_seeds <= set(catalogue.CLIP_SEEDS)
+    assert len(case_seeds) == len(cases)
+    assert not clip_seeds & case_seeds
+    assert case_seeds <= set(catalogue.CASE_SEEDS)
+    assert clip_seeds <= set(catalogue.CLIP_SEEDS)
     for name, pictures in cases.items():
         assert set(pictures) == CASE_FILES, name
         assert pictures["reference"].shape == (128, 128, 4)
@@ -152,18 +160,20 @@ def test_holes_nest_and_hold_the_shadow(cases: dict[str, dict[str, np.ndarray]])
         holes = [pictures[f"hole_{level}"] for level in LEVELS]
         assert all(set(np.unique(hole)) <= {0, 255} for hole in holes)
         assert np.array_equal(holes[0], pictures["object_mask"]), name
-        for fine, coarse in zip(holes[:-1], holes[1:], strict=True):
+        for fine, coarse in pairwise(holes):
             assert not (fine & ~coarse).any(), name
         assert not (pictures["shadow_mask"] & ~holes[3]).any(), name
         assert not (pictures["shadow_mask"] & pictures["object_mask"]).any(), name
         rows, columns = np.nonzero(holes[3])
-        assert min(rows.min(), columns.min()) >= 2 and max(rows.max(), columns.max()) <= 125, name
+        assert min(rows.min(), columns.min()) >= 2, name
+        assert max(rows.max(), columns.max()) <= 125, name
         assert 0.06 <= (pictures["object_mask"] > 0).mean() <= 0.27, name
 
 
 def test_truth_is_the_plate_outside_object_and_shadow(cases: dict[str, dict[str, np.ndarray]]) -> None:
     for name, pictures in cases.items():
-        touched = cv2.dilate(pictures["object_mask"] | pictures["shadow_mask"], np.ones((3, 3), np.uint8)) > 0
+        marked = cv2.bitwise_or(pictures["object_mask"], pictures["shadow_mask"])
+        touched = cv2.dilate(marked, np.ones((3, 3), np.uint8)) > 0
         change = pictures["truth"].astype(np.float32) - pictures["plate"].astype(np.float32)
         assert np.abs(change)[~touched].mean() <= MEAN_TOLERANCE, name
         assert np.abs(cv2.GaussianBlur(change, (0, 0), 1.0))[~touched].max() <= PEAK_TOLERANCE, name
@@ -172,7 +182,7 @@ def test_truth_is_the_plate_outside_object_and_shadow(cases: dict[str, dict[str,
 
 def test_seed_ranges_are_disjoint() -> None:
     ranges = [catalogue.CLIP_SEEDS, catalogue.CASE_SEEDS, catalogue.SEGMENTER_SEEDS, catalogue.TRAINING_SEEDS]
-    for before, after in zip(ranges[:-1], ranges[1:], strict=True):
+    for before, after in pairwise(ranges):
         assert before.stop <= after.start
 
 

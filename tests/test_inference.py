@@ -21,6 +21,7 @@ from imprint.inference.composer import Compositor
 from imprint.inference.inputs import Request
 from imprint.inference.loading import load_compositor
 from imprint.models import PRESETS, ImprintModel, build_model, save_model
+from imprint.tracking.store import open_store
 from tests.evaluation_cases import draw_case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,11 +230,8 @@ def test_checks_come_before_torch_is_loaded(project: Path) -> None:
 
 
 def test_a_registered_model_is_found_by_its_alias(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow import MlflowClient
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = f"sqlite:///{project / 'mlflow.db'}"
-    client = MlflowClient(uri, registry_uri=uri)
+    client, _ = open_store(project)
     client.create_registered_model("imprint-compositor")
     client.create_model_version("imprint-compositor", source=(project / "models").as_uri())
     client.set_registered_model_alias("imprint-compositor", "champion", "1")

@@ -17,7 +17,7 @@ CACHE_BYTES = 768 << 20  # of decoded views; about 6,000 at 128 px
 
 @dataclass(frozen=True)
 class View:
-    """One view as packed: object uint8 [r, r, 4], scene uint8 [s, s, 3], mask bool [s, s] of the object in the scene."""
+    """A view as packed: object uint8 [r, r, 4], scene uint8 [s, s, 3], mask bool [s, s] of the object in the scene."""
 
     object_rgba: np.ndarray
     scene: np.ndarray

@@ -1,9 +1,9 @@
 """Which networks there are, what picture each one takes, and which are refused. Loads no rembg.
 
 `imprint_small.onnx` is ours: a U-Net of 0.35 M parameters at 128 x 128 px, made by `demo/train_segmenter.py` with its
-defaults (1,400 steps of 16 pictures, 8 minutes of one core) from 900 views of 300 rendered objects and about 380 rendered
-scenes, `python -m demo.render objects` and `scenes`; none of them is in a demo clip. `demo/benchmark_segmenter.py` prints
-how good it is on the demo clips. It knows toys and packages on floors; for photographs name a rembg model.
+defaults (1,400 steps of 16 pictures, 8 minutes of one core) from 900 views of 300 rendered objects and about 380
+pictures of rendered scenes, none with an object of the demo clips. `demo/benchmark_segmenter.py` prints how good it is
+on those clips. It knows toys and packages on floors; for photographs name a rembg model.
 """
 
 from __future__ import annotations

@@ -55,9 +55,7 @@ def update_ema(ema: Mapping[str, Tensor], parameters: Mapping[str, Tensor], deca
 
 
 @contextmanager
-def averaged_weights(
-    model: nn.Module, parameters: Mapping[str, Tensor], *, ema: Mapping[str, Tensor]
-) -> Iterator[None]:
+def averaged_weights(model: nn.Module, parameters: Mapping[str, Tensor], ema: Mapping[str, Tensor]) -> Iterator[None]:
     """Within it the model has the averaged weights and is in evaluation mode."""
     kept = {name: value.detach().clone() for name, value in parameters.items()}
     copy_weights(parameters, ema)
