@@ -220,7 +220,7 @@ def plan_multi(seed: int, name: str, load: Callable[[int], Actor], *, kind: str,
         object_seeds[-1] = object_seeds[0]
     actors = [load(s) for s in object_seeds]
     ids = list(range(1, count + 1))
-    tags = list(dict.fromkeys([kind, *(["twins"] if twins else [])]))
+    tags: list[str] = [kind, "twins"] if twins and kind != "twins" else [kind]
     if kind != "cut":
         return Clip(
             name, "multi", tags, seed, object_seeds, [_plan_shot(rng, kind, ids, actors, (0, NUM_FRAMES), seed)]

@@ -86,7 +86,9 @@ def write_clip(index: int, folder: Path, *, size_px: int = SIZE_PX, num_samples:
 
 def encode_clip(frames_png: Path, target: Path, *, crf: int = CRF) -> None:
     """Encode a stack of frames as H.264 (yuv420p, FPS frames a second), single-threaded for equal bytes."""
-    stack = cv2.cvtColor(cv2.imread(str(frames_png), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    stack = cv2.imread(str(frames_png), cv2.IMREAD_COLOR_RGB)
+    if stack is None:
+        raise FileNotFoundError(f"{frames_png} is missing or damaged: render its clip anew")
     target.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(target), "w", options={"movflags": "faststart"}) as container:
         options = {"crf": str(crf), "preset": "slow", "threads": "1"}
@@ -94,5 +96,5 @@ def encode_clip(frames_png: Path, target: Path, *, crf: int = CRF) -> None:
         stream.width = stream.height = stack.shape[1]
         stream.pix_fmt = "yuv420p"
         for picture in np.split(stack, NUM_FRAMES):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")))
         container.mux(stream.encode(None))

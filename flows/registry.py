@@ -35,19 +35,26 @@ _REQUIREMENTS = (  # of a served model, pinned to what is installed
 
 @dataclass(frozen=True)
 class Servable:
-    """A registered model: its name, the folder it comes from, its code and what it reads and answers."""
+    """A registered model: its name, the folder it comes from, its code and what it reads and answers.
+
+    `logged_folder`: the weights that the training run logged, by which its run is found.
+    """
 
     name: str
     folder: str
+    logged_folder: str
     code: str
     inputs: tuple[str, ...]
     output: str
     params: Mapping[str, tuple[str, Any]]  # name => MLflow type, default
 
 
-ENCODER = Servable("imprint-encoder", "models/encoder", "encoder_model.py", ("object",), "tokens", {})
+ENCODER = Servable(
+    "imprint-encoder", "models/encoder", "models/pretrained", "encoder_model.py", ("object",), "tokens", {}
+)
 COMPOSITOR = Servable(
     "imprint-compositor",
+    "models/compositor",
     "models/compositor",
     "compositor_model.py",
     ("object", "background", "mask"),
@@ -158,7 +165,7 @@ def _create_version(client: MlflowClient, servable: Servable, *, digest: str, ro
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    model = _log_model(client, servable, digest=digest, root=root)
+    model = _log_model(client, servable, root)
     version = client.create_model_version(
         servable.name,
         model.model_uri,
@@ -169,14 +176,14 @@ def _create_version(client: MlflowClient, servable: Servable, *, digest: str, ro
     return str(version.version)
 
 
-def _log_model(client: MlflowClient, servable: Servable, *, digest: str, root: Path) -> Any:
+def _log_model(client: MlflowClient, servable: Servable, root: Path) -> Any:
     import mlflow
 
     uri = resolve_tracking_uri(root)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     experiment_id = open_store(root)[1]
-    source_run_id = _find_source_run(client, experiment_id, digest)
+    source_run_id = _find_source_run(client, experiment_id, compute_path_digest(root / servable.logged_folder))
     run_name = None if source_run_id else f"register-{servable.name}"
     with (
         warnings.catch_warnings(),

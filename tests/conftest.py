@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imprint.core.params import Params, load_params
+from tests.toy_project import start_server
 from tests.video_clips import DRAWINGS, write_colour_network, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +35,13 @@ def clip_params(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Param
             "segment_objects": params.segment_objects.model_copy(update={"model": str(network), "workers": 1}),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment that reaches a Prefect server on loopback."""
+    with start_server(tmp_path_factory.mktemp("prefect")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")

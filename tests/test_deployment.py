@@ -13,7 +13,7 @@ import pytest
 
 from flows.workspace import make_workspace
 from tests.source_tree import ROOT
-from tests.toy_project import PROGRAMS, start_server
+from tests.toy_project import PROGRAMS
 
 STAGES = (
     *("demo_clips", "ingest", "extract_frames", "segment_objects", "mine_pairs", "pack_shards"),
@@ -29,23 +29,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worker(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def worker(prefect_server: dict[str, str], workspace: Path) -> Iterator[dict[str, str]]:
     """The environment of a server that has the deployment and a worker for it."""
-    home = tmp_path_factory.mktemp("prefect")
-    with start_server(home) as environment:
-        environment |= {"IMPRINT_HOME": str(workspace)}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        prefect = str(PROGRAMS / "prefect")
-        for command in (["work-pool", "create", "local", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
-            subprocess.run([prefect, *command], cwd=workspace, env=environment, check=True, capture_output=True)
-        with (home / "worker.log").open("w") as log:
-            start = [prefect, "worker", "start", "--pool", "local", "--limit", "1"]
-            process = subprocess.Popen(start, cwd=home, env=environment, stdout=log, stderr=log)
-            try:
-                yield environment
-            finally:
-                process.terminate()
-                process.wait(60)
+    environment = prefect_server | {"IMPRINT_HOME": str(workspace)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    home = Path(environment["PREFECT_HOME"])
+    prefect = str(PROGRAMS / "prefect")
+    for command in (["work-pool", "create", "local", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
+        subprocess.run([prefect, *command], cwd=workspace, env=environment, check=True, capture_output=True)
+    start = [prefect, "worker", "start", "--pool", "local", "--limit", "1"]
+    with (
+        (home / "worker.log").open("w") as log,
+        subprocess.Popen(start, cwd=home, env=environment, stdout=log, stderr=log) as process,
+    ):
+        yield environment
+        process.terminate()
 
 
 @pytest.mark.timeout(900)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from flows.graph import StageHints, read_graph, select_upstream
 from imprint.core.errors import InputError
 from imprint.core.params import parse_section
-from tests.toy_project import REPOSITORY, build_toy_project, start_server, write_failing_base
+from tests.toy_project import REPOSITORY, build_toy_project, write_failing_base
 
 RUN_TOY = """
 import json, sys
@@ -33,10 +32,9 @@ print("states", json.dumps(toy()))
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with start_server(tmp_path_factory.mktemp("prefect")) as environment:
-        yield environment | {"PYTHONPATH": str(REPOSITORY)}
+@pytest.fixture
+def server(prefect_server: dict[str, str]) -> dict[str, str]:
+    return prefect_server | {"PYTHONPATH": str(REPOSITORY)}
 
 
 def test_graph_is_the_one_of_dvc_yaml(tmp_path: Path) -> None:

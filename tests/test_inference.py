@@ -240,5 +240,10 @@ def test_a_registered_model_is_found_by_its_alias(project: Path, monkeypatch: py
     local = load_compositor("models/compositor", project)
     results = [loaded.composite_batch([request], **SETTINGS)[0] for loaded in (registered, local)]
     np.testing.assert_array_equal(*results)
-    with pytest.raises(InputError, match="--model models:/imprint-compositor@absent is not in sqlite"):
-        load_compositor("models:/imprint-compositor@absent", project)
+    for uri, fault in {
+        "@absent": "is not in sqlite.*make demo",
+        "/9": "is not in sqlite",
+        "": "write models:/name@",
+    }.items():
+        with pytest.raises(InputError, match=f"--model models:/imprint-compositor{uri}.* {fault}"):
+            load_compositor(f"models:/imprint-compositor{uri}", project)

@@ -83,7 +83,7 @@ def start_server(home: Path) -> Iterator[dict[str, str]]:
 
 
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 300
     while time.monotonic() < deadline_s:
         assert server.poll() is None, log.read_text()
         try:

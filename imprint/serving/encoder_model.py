@@ -14,13 +14,9 @@ from mlflow.pyfunc import PythonModel
 
 class EncoderModel(PythonModel):
     def load_context(self, context: Any) -> None:
-        from imprint.models import build_model, load_part
-        from imprint.models.checkpoint import load_preset
+        from imprint.models import load_encoder
 
-        folder = Path(context.artifacts["model"])
-        self._encoder = build_model(load_preset(folder), seed=0).eval()
-        for part in ("backbone", "adapter"):
-            load_part(self._encoder, part, folder)
+        self._encoder = load_encoder(Path(context.artifacts["model"]))
         self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
 
     def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:

@@ -20,7 +20,7 @@ from imprint.models import Preset, load_card, load_encoder, load_model, save_mod
 from imprint.models.checkpoint import ENCODER_PARTS
 
 STAGE = "freeze_encoder"
-CODE = ("imprint.core", "imprint.data", "imprint.diffusion", "imprint.models", "imprint.training")
+CODE = ("imprint.core", "imprint.data", "imprint.models", "imprint.training")
 SHARDS, PRETRAINED, OUT = Path("data/shards"), Path("models/pretrained"), Path("models/encoder")
 
 
