@@ -9,6 +9,7 @@ import pytest
 
 from imprint.core.params import Params, load_params
 from tests.toy_project import start_server
+from tests.synthetic import write_shards
 from tests.video_clips import DRAWINGS, write_colour_network, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,3 +58,9 @@ def prepared(clip_params: Params, tmp_path_factory: pytest.TempPathFactory) -> P
     for run in (run_ingest, run_extract_frames, run_segment_objects, run_mine_pairs, run_pack_shards):
         run(clip_params, root)
     return root
+
+
+@pytest.fixture(scope="session")
+def synthetic_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `data/shards` folder at preset `tiny`'s size, of drawn shapes; not to be changed."""
+    return write_shards(tmp_path_factory.mktemp("synthetic") / "data" / "shards")

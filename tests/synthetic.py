@@ -14,20 +14,25 @@ from imprint.core.records import PairKind, PairRecord, Split, ViewRecord, build_
 
 FRAME_PX = 96
 VIEWS_PER_CLIP = 4
+CLIPS: dict[Split, range] = {"train": range(0, 4), "val": range(4, 7), "test": range(7, 10)}
+KINDS: tuple[PairKind, ...] = ("multiview", "video", "single")
 
 
-def write_shards(directory: Path, *, size_px: int = 64, num_clips: int = 6, splits: tuple[Split, ...] = ()) -> Path:
-    """Clips of one turning shape each, four views; all kinds of pairs. Without `splits`: the last third is held out."""
+def write_shards(directory: Path, *, size_px: int = 64, kinds: tuple[PairKind, ...] = KINDS, num_pairs: int = 0) -> Path:
+    """Clips of one turning shape each, four views, every kind of pair; `num_pairs` limits the train pairs of each kind."""
     directory.mkdir(parents=True, exist_ok=True)
     params = PackShards(size_px=size_px, reference_px=size_px, scene_context=2.0, jpeg_quality=95, shard_mb=64.0)
     rows: list[ViewRecord] = []
     pairs: list[PairRecord] = []
-    for split in ("train", "val", "test"):
-        clips = [index for index in range(num_clips) if _choose_split(index, num_clips, splits) == split]
+    for split, clips in CLIPS.items():
         keys = [ViewKey(split, f"clip{clip:02d}", 1, view) for clip in clips for view in range(VIEWS_PER_CLIP)]
         views = [(key, encode_view(*draw_frame(int(key.clip_id[4:]), key.sample_index), params)) for key in keys]
         rows += write_shard(directory / f"{split}-00000.tar", views)
-        pairs += [pair for clip in clips for pair in list_pairs(f"clip{clip:02d}", split)]
+        for kind in kinds:
+            of_kind = [pair for clip in clips for pair in list_pairs(f"clip{clip:02d}", split) if pair.kind == kind]
+            # spread over the clips, so that a few pairs show different objects
+            limit = num_pairs if num_pairs and split == "train" else len(of_kind)
+            pairs += [of_kind[index * len(of_kind) // limit] for index in range(limit)]
     save_records(directory / "views.parquet", ViewRecord, rows)
     save_records(directory / "pairs.parquet", PairRecord, pairs)
     return directory
@@ -70,11 +75,3 @@ def _build_pair(kind: PairKind, clip_id: str, split: Split, reference: int, targ
         gap_s=abs(reference - target) / 6.0,
         view_change=0.2,
     )
-
-
-def _choose_split(index: int, num_clips: int, splits: tuple[Split, ...]) -> Split:
-    if splits:
-        return splits[index]
-    if index < num_clips - 2 * (num_clips // 3 // 2 or 1):
-        return "train"
-    return "val" if index % 2 == 0 else "test"

@@ -49,7 +49,7 @@ def test_graph_is_the_one_of_dvc_yaml(tmp_path: Path) -> None:
 
 def test_project_graph_has_addresses_that_dvc_knows() -> None:
     graph = read_graph(REPOSITORY)
-    assert list(graph)[0] == "demo_clips"
+    assert next(iter(graph)) == "demo_clips"
     assert list(graph)[-1] == "evaluate"
     assert graph["demo_clips"].address == "demo/dvc.yaml:demo_clips"
     assert graph["extract_frames"].hints.fanout == "clips"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from imprint.diffusion.schedule import SchedulerName, build_scheduler
 Generators = Sequence[torch.Generator]  # one per sample: a result does not depend on the rest of its batch
 
 
+@runtime_checkable
 class Codec(Protocol):
     def encode(self, image: Tensor, /) -> Tensor: ...
     def decode(self, latents: Tensor, /) -> Tensor: ...
@@ -22,6 +23,7 @@ class Codec(Protocol):
     def clamp(self, latents: Tensor, /) -> Tensor: ...
 
 
+@runtime_checkable
 class Shape(Protocol):
     @property
     def latent_channels(self) -> int: ...
@@ -31,6 +33,7 @@ class Shape(Protocol):
     def prediction_type(self) -> str: ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """What sampling and the losses need of a model; `imprint.models.ImprintModel` is one."""
 

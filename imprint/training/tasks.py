@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from imprint.training.noising import Noising
 Generators = list[torch.Generator]
 
 
+@runtime_checkable
 class Task(Protocol):
     """One stage as the loop sees it. `Any` is the stage's own batch."""
 
