@@ -62,7 +62,7 @@ def sample_object(
     z_t = _sample_start(model, solver, generator)
     for timestep in solver.timesteps:
         x_t = solver.scale_model_input(z_t, timestep)
-        prediction = compute_guided(model, x_t, timestep, tokens=tokens, level=None, guidance=guidance)
+        prediction = compute_guided(model, x_t, timestep.long(), tokens=tokens, level=None, guidance=guidance)
         z_t = solver.step(prediction, timestep, z_t).prev_sample
     return model.codec.decode(z_t).clamp(-1.0, 1.0)
 
@@ -92,7 +92,7 @@ def sample_composite(
     for timestep in solver.timesteps:
         # blended after scale_model_input: the background is on the model's scale, not on the solver's
         x_t = keep * clean + (1.0 - keep) * solver.scale_model_input(z_t, timestep)
-        prediction = compute_guided(model, x_t, timestep, tokens=tokens, level=level, guidance=guidance)
+        prediction = compute_guided(model, x_t, timestep.long(), tokens=tokens, level=level, guidance=guidance)
         z_t = solver.step(prediction, timestep, z_t).prev_sample
         z_t = keep * clean + (1.0 - keep) * z_t
         if on_step is not None:

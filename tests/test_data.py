@@ -1,0 +1,210 @@
+"""Shards, draws, samples and loaders: deterministic, exact, and equal to what inference sees."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imprint.core.errors import InputError
+from imprint.core.masks import MASK_LEVELS, add_contact_margin, compute_mask_levels, compute_object_size_px
+from imprint.core.pixels import put_on_black, to_model_range
+from imprint.core.prepare import crop_object, crop_scene
+from imprint.core.records import PairRecord
+from imprint.data import (
+    CompositingBatch,
+    DrawRules,
+    PairDataset,
+    ShardReader,
+    build_compositing_sample,
+    build_fixed_batch,
+    build_identity_sample,
+    check_sizes,
+    choose_strangers,
+    load_batches,
+    select_pairs,
+    spread_pairs,
+)
+from imprint.data.draws import draw_sample
+from tests.synthetic import CLIPS, VIEWS_PER_CLIP, draw_frame
+
+MIXTURE = DrawRules(
+    mixture={"video": 0.7, "single": 0.3},
+    levels={"exact": 0.1, "soft": 0.2, "coarse": 0.3, "box": 0.4},
+    max_contact_margin=0.08,
+    flip_rate=0.25,
+    swap_rate=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def reader(synthetic_shards: Path) -> ShardReader:
+    return ShardReader(synthetic_shards)
+
+
+def build_dataset(reader: ShardReader, rules: DrawRules = MIXTURE, seed: int = 0) -> PairDataset[CompositingBatch]:
+    pairs = select_pairs(reader, sorted(rules.mixture), split="train")
+    return PairDataset(reader, pairs, rules, build_compositing_sample, seed)
+
+
+def assert_same(a: CompositingBatch, b: CompositingBatch) -> None:
+    for field in fields(a):
+        assert torch.equal(getattr(a, field.name), getattr(b, field.name)), field.name
+
+
+def test_views_come_back_as_they_were_packed(reader: ShardReader) -> None:
+    pair = next(pair for pair in reader.pairs if pair.kind == "multiview")
+    image, mask = draw_frame(int(pair.clip_id[4:]), pair.reference_index)
+    view, _ = reader.read_pair(pair)
+    scene = crop_scene(image, mask, 64)
+    assert np.array_equal(view.object_rgba, crop_object(image, mask, 64))
+    assert np.array_equal(view.mask, scene.hole)
+    assert np.abs(view.scene.astype(int) - scene.image).mean() < 4  # JPEG
+
+
+def test_cache_stays_within_its_bound_and_is_not_copied(synthetic_shards: Path) -> None:
+    whole = ShardReader(synthetic_shards)
+    num_bytes = whole.read_pair(whole.pairs[0])[0].num_bytes
+    small = ShardReader(synthetic_shards, cache_bytes=2 * num_bytes)
+    for pair in small.pairs:
+        for mine, other in zip(small.read_pair(pair), whole.read_pair(pair), strict=True):
+            assert np.array_equal(mine.scene, other.scene)
+    assert small._cached_bytes <= 2 * num_bytes
+    assert len(whole._cache) == sum(map(len, CLIPS.values())) * VIEWS_PER_CLIP
+    assert len(pickle.dumps(whole)) < num_bytes
+
+
+def test_a_view_that_is_missing_or_damaged_is_named(synthetic_shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for path in synthetic_shards.iterdir():
+        data = path.read_bytes()
+        (folder / path.name).write_bytes(data[:600] if path.suffix == ".tar" else data)
+    broken = ShardReader(folder)
+    with pytest.raises(InputError, match="not a readable image"):
+        broken.read_pair(next(pair for pair in broken.pairs if pair.reference_index == 2))
+    with pytest.raises(InputError, match=f"pair {broken.pairs[0].pair_id}: its view"):
+        broken.read_view(broken.pairs[0], 77)
+    (folder / "train-00000.tar").unlink()
+    with pytest.raises(InputError, match=r"train-00000.tar cannot be read"):
+        broken.read_pair(next(pair for pair in broken.pairs if pair.split == "train"))
+
+
+def test_too_few_pairs_and_wrong_sizes_name_the_setting(reader: ShardReader) -> None:
+    found = len(select_pairs(reader, ["video"], split="train")["video"])
+    with pytest.raises(InputError, match=rf"{found} video pairs .* 999 .*mine_pairs.max_pairs_per_track.video"):
+        select_pairs(reader, ["video"], split="train", at_least=999)
+    with pytest.raises(InputError, match=r"pack_shards.size_px 64, but preset base needs 128"):
+        check_sizes(reader, reader.pairs[0], preset="base", size_px=128, reference_px=64)
+    check_sizes(reader, reader.pairs[0], preset="tiny", size_px=64, reference_px=64)
+
+
+def test_a_draw_is_a_function_of_seed_and_position(reader: ShardReader) -> None:
+    pairs = select_pairs(reader, ["video", "single"], split="train")
+    draws = [draw_sample(MIXTURE, pairs, seed=0, position=position) for position in range(40)]
+    again = [draw_sample(MIXTURE, pairs, seed=0, position=position) for position in reversed(range(40))]
+    assert draws == again[::-1]
+    assert draws != [draw_sample(MIXTURE, pairs, seed=1, position=position) for position in range(40)]
+
+
+def test_shares_of_draws(reader: ShardReader) -> None:
+    """Each count lies within four standard deviations of a binomial."""
+    pairs = select_pairs(reader, ["video", "single"], split="train")
+    total = 4000
+    draws = [draw_sample(MIXTURE, pairs, seed=3, position=position) for position in range(total)]
+    kinds, levels = Counter(draw.pair.kind for draw in draws), Counter(draw.level for draw in draws)
+    flips = sum(draw.mirrored for draw in draws)
+    swaps = sum(draw.channels != (0, 1, 2) for draw in draws)
+    observed = {**kinds, **levels, "flip": flips, "swap": swaps}
+    # one of the six permutations changes nothing
+    expected = {**MIXTURE.mixture, **MIXTURE.levels, "flip": 0.25, "swap": 0.5 * 5 / 6}
+    for key, share in expected.items():
+        assert abs(observed[key] - share * total) < 4 * (share * (1 - share) * total) ** 0.5, key
+    margins = [draw.margin_share for draw in draws]
+    assert min(margins) >= 0.0
+    assert max(margins) <= 0.08
+    assert abs(np.mean(margins) - 0.04) < 0.002
+    assert len({draw.pair.pair_id for draw in draws}) == sum(map(len, pairs.values()))
+
+
+def test_shares_of_zero_are_an_error(reader: ShardReader) -> None:
+    pairs = select_pairs(reader, ["video"], split="train")
+    with pytest.raises(InputError, match="share of 0"):
+        draw_sample(DrawRules(mixture={"video": 1.0}, levels={}), pairs, seed=0, position=0)
+
+
+def test_a_sample_without_augmentation_equals_the_inference_input(reader: ShardReader) -> None:
+    """The training's reference and hole are those that inference makes of the same frame; no draw, no change."""
+    rules = DrawRules(mixture={"video": 1.0}, levels={"box": 1.0})
+    dataset = build_dataset(reader, rules)
+    sample = dataset[5]
+    pair = draw_sample(rules, dataset.pairs, seed=0, position=5).pair
+    image, mask = draw_frame(int(pair.clip_id[4:]), pair.reference_index)
+    reference = to_model_range(put_on_black(crop_object(image, mask, 64)))
+    assert np.array_equal(sample.reference[0].numpy(), reference)
+    view = reader.read_pair(pair)[1]
+    inference = crop_scene(view.scene, compute_mask_levels(view.mask)["box"], 64)  # a background of the model's size
+    assert np.array_equal(sample.scene[0].numpy(), to_model_range(inference.image))
+    assert np.array_equal(sample.hole[0, 0].numpy(), inference.hole)
+    assert MASK_LEVELS[int(sample.level)] == "box"
+
+
+def test_reference_and_target_are_mirrored_and_recoloured_together(reader: ShardReader) -> None:
+    changed = DrawRules(mixture={"video": 1.0}, levels={"soft": 1.0}, flip_rate=1.0, swap_rate=1.0)
+    plain = DrawRules(mixture={"video": 1.0}, levels={"soft": 1.0})
+    after, before = build_dataset(reader, changed)[0], build_dataset(reader, plain)[0]
+    channels = list(draw_sample(changed, build_dataset(reader).pairs, seed=0, position=0).channels)
+    for name in ("reference", "scene"):
+        assert torch.equal(getattr(after, name), getattr(before, name)[:, channels].flip(-1)), name
+    assert torch.equal(after.opacity, before.opacity.flip(-1))
+    assert (after.hole == before.hole.flip(-1)).float().mean() > 0.99  # blurring need not be symmetric
+
+
+def test_the_hole_is_the_drawn_level_with_its_margin(reader: ShardReader) -> None:
+    dataset = build_dataset(reader)
+    for position in range(8):
+        draw = draw_sample(MIXTURE, dataset.pairs, seed=0, position=position)
+        mask = reader.read_pair(draw.pair)[1].mask[:, :: -1 if draw.mirrored else 1]
+        hole = compute_mask_levels(mask)[draw.level]
+        expected = add_contact_margin(hole, compute_object_size_px(mask), draw.margin_share)
+        sample = dataset[position]
+        assert np.array_equal(sample.hole[0, 0].numpy(), expected)
+        assert int(sample.level) == MASK_LEVELS.index(draw.level)
+        assert bool(sample.is_single) == (draw.pair.kind == "single")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_from_any_start_and_any_number_of_workers(reader: ShardReader, num_workers: int) -> None:
+    dataset = build_dataset(reader)
+    plain = list(load_batches(dataset, start_step=0, num_steps=3, batch_size=4, num_workers=0))
+    later = list(load_batches(dataset, start_step=1, num_steps=3, batch_size=4, num_workers=num_workers))
+    assert [batch.position.tolist() for batch in plain] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert len(later) == 2
+    for a, b in zip(plain[1:], later, strict=True):
+        assert_same(a, b)
+
+
+def test_identity_samples_show_both_views_on_black(reader: ShardReader) -> None:
+    pairs = select_pairs(reader, ["multiview"], split="val")["multiview"]
+    rules = DrawRules(mixture={"multiview": 1.0})
+    batch = build_fixed_batch(reader, pairs[:3], rules=rules, build_sample=build_identity_sample, seed=0)
+    for row, pair in enumerate(pairs[:3]):
+        for name, view in zip(("reference", "target"), reader.read_pair(pair), strict=True):
+            expected = to_model_range(put_on_black(view.object_rgba))
+            assert np.array_equal(getattr(batch, name)[row].numpy(), expected), name
+    assert (batch.reference[(batch.opacity == 0).expand_as(batch.reference)] == -1).all()
+
+
+def test_strangers_show_other_objects_and_spread_pairs_cover_the_clips(reader: ShardReader) -> None:
+    pairs = spread_pairs(select_pairs(reader, ["video"], split="val")["video"], 6)
+    assert {pair.clip_id for pair in pairs} == {f"clip{clip:02d}" for clip in CLIPS["val"]}
+    assert len({pair.pair_id for pair in pairs}) == 6
+    strangers = choose_strangers(pairs)
+    assert all(pairs[index].clip_id != pair.clip_id for pair, index in zip(pairs, strangers, strict=True))
+    alone: list[PairRecord] = [pair for pair in pairs if pair.clip_id == pairs[0].clip_id]
+    assert choose_strangers(alone) == list(range(len(alone)))
