@@ -14,12 +14,14 @@ from imprint.core.records import PairKind, PairRecord, Split, ViewRecord, build_
 
 FRAME_PX = 96
 VIEWS_PER_CLIP = 4
-CLIPS: dict[Split, range] = {"train": range(0, 4), "val": range(4, 7), "test": range(7, 10)}
+CLIPS: dict[Split, range] = {"train": range(4), "val": range(4, 7), "test": range(7, 10)}
 KINDS: tuple[PairKind, ...] = ("multiview", "video", "single")
 
 
-def write_shards(directory: Path, *, size_px: int = 64, kinds: tuple[PairKind, ...] = KINDS, num_pairs: int = 0) -> Path:
-    """Clips of one turning shape each, four views, every kind of pair; `num_pairs` limits the train pairs of each kind."""
+def write_shards(
+    directory: Path, *, size_px: int = 64, kinds: tuple[PairKind, ...] = KINDS, num_pairs: int = 0
+) -> Path:
+    """Clips of one turning shape each, four views, every kind of pair; `num_pairs` limits those of a kind in train."""
     directory.mkdir(parents=True, exist_ok=True)
     params = PackShards(size_px=size_px, reference_px=size_px, scene_context=2.0, jpeg_quality=95, shard_mb=64.0)
     rows: list[ViewRecord] = []

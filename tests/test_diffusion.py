@@ -86,7 +86,9 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_outside_is_the_clean_background_at_every_step(model: ImprintModel, scene, scheduler, guidance: float) -> None:
+def test_the_outside_is_the_clean_background_at_every_step(
+    model: ImprintModel, scene, scheduler, guidance: float
+) -> None:
     image, hole = scene
     clean, keep = model.codec.encode_background(image, hole)
     tokens = model.encode_object(torch.zeros(2, 3, 64, 64))
@@ -130,7 +132,9 @@ def test_a_model_that_knows_the_answer_gives_it(scheduler) -> None:
     answer = torch.rand(1, 3, 64, 64) * 1.8 - 0.9
     model = build_model(PRESETS["tiny"], seed=0)
     model.denoise = lambda x_t, timestep, tokens, level: model.codec.encode(answer)  # type: ignore[method-assign]
-    result = sample_object(model, model.null_tokens(1), steps=5, guidance=1.0, generator=build_generators(1, 0), scheduler=scheduler)
+    result = sample_object(
+        model, model.null_tokens(1), steps=5, guidance=1.0, generator=build_generators(1, 0), scheduler=scheduler
+    )
     torch.testing.assert_close(result, answer, rtol=0, atol=1e-3)
 
 

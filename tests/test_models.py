@@ -12,7 +12,15 @@ from imprint.core.errors import InputError
 from imprint.core.files import compute_path_digest
 from imprint.core.pixels import to_model_range
 from imprint.core.prepare import fill_hole as fill_hole_uint8
-from imprint.models import PRESETS, ImprintModel, build_model, compute_weights_digest, load_encoder, load_model, save_model
+from imprint.models import (
+    PRESETS,
+    ImprintModel,
+    build_model,
+    compute_weights_digest,
+    load_encoder,
+    load_model,
+    save_model,
+)
 from imprint.models.codec import PixelUnshuffleCodec, fill_hole
 from imprint.models.freezing import apply_freeze_map, build_parameter_groups, is_trainable
 
@@ -118,9 +126,15 @@ def test_freeze_map_parameter_by_parameter(model: ImprintModel, stage, from_scra
     apply_freeze_map(model, stage, from_scratch=from_scratch, train_middle_block=middle)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == expect_trainable(name, stage, from_scratch, middle), name
-    frozen = {name.split(".")[1] for name, value in model.unet.named_parameters(prefix="unet") if not value.requires_grad}
+    frozen = {
+        name.split(".")[1] for name, value in model.unet.named_parameters(prefix="unet") if not value.requires_grad
+    }
     if stage == "identity" and not from_scratch:
-        assert {"conv_in", "down_blocks", "time_embedding"} <= frozen <= {"conv_in", "down_blocks", "time_embedding", "mid_block"}
+        assert (
+            {"conv_in", "down_blocks", "time_embedding"}
+            <= frozen
+            <= {"conv_in", "down_blocks", "time_embedding", "mid_block"}
+        )
 
 
 def test_a_parameter_of_no_part_is_refused() -> None:
@@ -128,12 +142,16 @@ def test_a_parameter_of_no_part_is_refused() -> None:
         is_trainable("vae.conv", "identity", from_scratch=True, train_middle_block=True)
 
 
-@pytest.mark.parametrize(("stage", "parts"), [("identity", ["backbone", "adapter", "unet"]), ("compositing", ["adapter", "unet"])])
+@pytest.mark.parametrize(
+    ("stage", "parts"), [("identity", ["backbone", "adapter", "unet"]), ("compositing", ["adapter", "unet"])]
+)
 def test_parameter_groups_hold_each_trainable_parameter_once(model: ImprintModel, stage, parts: list[str]) -> None:
     apply_freeze_map(model, stage, from_scratch=True, train_middle_block=True)
     groups = build_parameter_groups(model, {"backbone": 0.1, "adapter": 0.2, "unet": 0.3})
     assert [group["name"] for group in groups] == parts
-    assert [group["peak_lr"] for group in groups] == [{"backbone": 0.1, "adapter": 0.2, "unet": 0.3}[part] for part in parts]
+    assert [group["peak_lr"] for group in groups] == [
+        {"backbone": 0.1, "adapter": 0.2, "unet": 0.3}[part] for part in parts
+    ]
     ids = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
 
@@ -145,7 +163,8 @@ def test_saved_model_comes_back_bit_for_bit_and_gives_the_same_files(model: Impr
     save_model(loaded, tmp_path / "b", stage="test", extra={"note": 1})
     assert compute_path_digest(tmp_path / "a") == compute_path_digest(tmp_path / "b")
     texts = [path.read_text() for path in tmp_path.rglob("*.json")]
-    assert texts and not any(str(tmp_path) in text for text in texts)
+    assert texts
+    assert not any(str(tmp_path) in text for text in texts)
     reference = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         tokens = load_encoder(tmp_path / "a").encode_object(reference)
@@ -159,7 +178,9 @@ def test_what_does_not_fit_is_refused_in_one_line(model: ImprintModel, tmp_path:
     with pytest.raises(InputError, match="holds no unet"):
         load_model(tmp_path / "encoder")
     save_model(build_model(TINY, seed=1), tmp_path / "other", stage="test", extra={})
-    (tmp_path / "other" / "backbone" / "model.safetensors").replace(tmp_path / "encoder" / "backbone" / "model.safetensors")
+    (tmp_path / "other" / "backbone" / "model.safetensors").replace(
+        tmp_path / "encoder" / "backbone" / "model.safetensors"
+    )
     digests = [compute_weights_digest(build_model(TINY, seed=seed).backbone) for seed in (1, 0)]
     with pytest.raises(InputError, match=f"{digests[0]}.*{digests[1]}"):
         load_encoder(tmp_path / "encoder")

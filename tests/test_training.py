@@ -1,0 +1,408 @@
+"""Both stages at preset `tiny`: what is drawn, what is saved, what resumes bit for bit, what is refused, what is learned."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from imprint.core.errors import InputError
+from imprint.core.files import compute_path_digest
+from imprint.core.params import Params, load_params
+from imprint.core.stage import StageRun
+from imprint.data import ShardReader, build_fixed_batch, move_batch
+from imprint.diffusion import build_generators
+from imprint.models import PRESETS, ImprintModel, build_model, compute_weights_digest, load_model, save_model
+from imprint.tracking import start_run
+from imprint.training.augment import augment_reference
+from imprint.training.compositor_stage import run_train_compositor
+from imprint.training.freeze_stage import run_freeze_encoder
+from imprint.training.loop import check_finite
+from imprint.training.noising import draw_noising, fix_noising
+from imprint.training.optimizer import (
+    averaged_weights,
+    build_optimizer,
+    compute_ema_decay,
+    compute_rate_factor,
+    set_rates,
+    update_ema,
+)
+from imprint.training.pretrain_stage import run_pretrain_encoder
+from imprint.training.session import build_validation, train_model
+from imprint.training.state import build_state, load_state, save_state
+from imprint.training.tasks import CompositingTask, IdentityTask, encode_or_null
+from tests.synthetic import write_shards
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+SHORT = {
+    "threads": 1,
+    "max_steps": 6,
+    "batch_size": 4,
+    "warmup_steps": 2,
+    "log_every_steps": 2,
+    "checkpoint_every_steps": 2,
+    "validate_every_steps": 3,
+    "validation_pairs": 4,
+}
+STAGES = {"pretrain_encoder": run_pretrain_encoder, "train_compositor": run_train_compositor}
+OUTS = {"pretrain_encoder": Path("models/pretrained"), "train_compositor": Path("models/compositor")}
+
+
+def change(params: Params, **sections: dict[str, Any]) -> Params:
+    """`params` with keys of its sections replaced, checked again."""
+    values = params.model_dump()
+    for name, keys in sections.items():
+        values[name] |= keys
+    return Params.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    loaded = load_params(ROOT / "params.yaml", ROOT / "params" / "smoke.yaml")
+    return change(loaded, pretrain_encoder={"preset": "tiny", **SHORT}, train_compositor=SHORT)
+
+
+@pytest.fixture(scope="module")
+def project(params: Params, synthetic_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Project folder in which all three stages have run, undisturbed; tests put back what they change."""
+    root = tmp_path_factory.mktemp("trained")
+    shutil.copytree(synthetic_shards, root / "data" / "shards")
+    run_pretrain_encoder(params, root)
+    run_freeze_encoder(params, root)
+    run_train_compositor(params, root)
+    return root
+
+
+@contextmanager
+def put_back(path: Path, backup: Path) -> Iterator[None]:
+    """A folder that a test may change."""
+    shutil.copytree(path, backup)
+    try:
+        yield
+    finally:
+        shutil.rmtree(path)
+        shutil.copytree(backup, path)
+
+
+def read_log(root: Path, stage: str) -> list[dict[str, float]]:
+    return json.loads((root / OUTS[stage] / "train_log.json").read_text())
+
+
+# --- what is drawn and how it is weighted
+
+
+def test_noising_of_a_sample_does_not_depend_on_its_batch() -> None:
+    shape_chw = (3, 4, 4)
+    whole = draw_noising(torch.arange(8), shape_chw=shape_chw, seed=1, null_rate=0.5)
+    part = draw_noising(torch.tensor([5, 2]), shape_chw=shape_chw, seed=1, null_rate=0.5)
+    for name in ("timestep", "noise", "is_null"):
+        assert torch.equal(getattr(whole, name)[[5, 2]], getattr(part, name)), name
+    other = draw_noising(torch.arange(8), shape_chw=shape_chw, seed=2, null_rate=0.5)
+    assert not torch.equal(whole.noise, other.noise)
+
+
+def test_null_rate_and_timesteps() -> None:
+    drawn = draw_noising(torch.arange(3000), shape_chw=(1, 1, 1), seed=0, null_rate=0.1)
+    assert abs(float(drawn.is_null.float().mean()) - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 3000)
+    assert abs(float(drawn.timestep.float().mean()) - 499.5) < 4 * 289 / math.sqrt(3000)
+    assert (int(drawn.timestep.min()), int(drawn.timestep.max())) > (-1, 990)
+    fixed = fix_noising(torch.arange(32), shape_chw=(1, 1, 1), seed=0)
+    assert not fixed.is_null.any()
+    assert sorted((fixed.timestep // 125).unique().tolist()) == list(range(8))
+
+
+def test_the_null_token_replaces_the_drawn_samples_alone() -> None:
+    model = build_model(PRESETS["tiny"], seed=0)
+    reference = torch.rand(8, 3, 64, 64) * 2 - 1
+    noising = draw_noising(torch.arange(8), shape_chw=(1, 1, 1), seed=0, null_rate=0.5)
+    with torch.no_grad():
+        tokens, plain = encode_or_null(model, reference, noising), model.encode_object(reference)
+    assert 0 < int(noising.is_null.sum()) < 8
+    assert torch.equal(tokens[~noising.is_null], plain[~noising.is_null])
+    assert torch.equal(tokens[noising.is_null], model.null_tokens(int(noising.is_null.sum())))
+
+
+def test_references_are_augmented_by_the_seed_and_stay_on_black() -> None:
+    opacity = torch.zeros(4, 1, 64, 64)
+    opacity[:, :, 12:50, 20:44] = 1.0
+    reference = torch.where(opacity > 0, 0.4, -1.0).expand(-1, 3, -1, -1)
+    first, again, other = (
+        augment_reference(reference, opacity, affine=True, colour_jitter=0.3, seed=seed) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+    assert (first[:, :, 0, 0] == -1).all()
+    assert first.min() >= -1
+    assert first.max() <= 1
+    unchanged = augment_reference(reference, opacity, affine=False, colour_jitter=0.0, seed=1)
+    torch.testing.assert_close(unchanged, reference, rtol=0, atol=1e-6)
+
+
+def test_only_single_pairs_are_augmented(params: Params, synthetic_shards: Path) -> None:
+    task = CompositingTask(params.train_compositor)
+    batch = build_validation(
+        ShardReader(synthetic_shards),
+        task,
+        params=change(params, train_compositor={"validation_pairs": 16}).train_compositor,
+    ).batch
+    after = task.augment(batch, seed=0)
+    same = (after.reference == batch.reference).flatten(1).all(dim=1)
+    assert 0 < int(batch.is_single.sum()) < 16
+    assert torch.equal(same, ~batch.is_single)
+    assert torch.equal(after.scene, batch.scene)
+
+
+def test_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    factors = [compute_rate_factor(step, warmup_steps=10, max_steps=110) for step in range(111)]
+    assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[110] == pytest.approx(0.0)
+    model = torch.nn.Module()
+    model.backbone, model.adapter, model.unet = (torch.nn.Linear(2, 2) for _ in range(3))
+    section = load_params(ROOT / "params.yaml").pretrain_encoder
+    optimizer = build_optimizer(model, section)
+    set_rates(optimizer, 0.5)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {name: rate / 2 for name, rate in section.learning_rate.model_dump().items()}
+
+
+def test_ema_is_the_recurrence_with_a_half_life_in_shares_of_the_run() -> None:
+    assert compute_ema_decay(10_000, halflife_share=0.05, max_steps=1000) == pytest.approx(0.5 ** (1 / 50))
+    assert compute_ema_decay(1, halflife_share=0.5, max_steps=1000) == pytest.approx(2 / 11)
+    assert compute_ema_decay(1000, halflife_share=0.0, max_steps=1000) == 0.0
+    model = torch.nn.Linear(2, 2)
+    parameters = dict(model.named_parameters())
+    ema = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    update_ema(ema, parameters, 0.75)
+    for name, value in parameters.items():
+        torch.testing.assert_close(ema[name], 0.25 * value)
+    before = compute_weights_digest(model)
+    with averaged_weights(model, parameters, ema):
+        assert torch.equal(model.weight, ema["weight"])
+        assert not model.training
+    assert compute_weights_digest(model) == before
+
+
+# --- checkpoints
+
+
+def take_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    torch.manual_seed(step)
+    model(torch.randn(3, 4)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def build_small_state(seed: int):
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(4, 4)
+    return model, build_state(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+
+
+def test_a_restored_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    model, state = build_small_state(0)
+    for step in range(4):
+        take_step(model, state.optimizer, step)
+        state.step += 1
+        if state.step == 2:
+            state.recent_losses, state.history = [0.5], [{"step": 1, "loss": 0.25}]
+            save_state(state, tmp_path)
+    other_model, other = build_small_state(1)
+    assert load_state(other, tmp_path)
+    assert (other.step, other.recent_losses, other.history) == (2, [0.5], [{"step": 1, "loss": 0.25}])
+    for step in range(2, 4):
+        take_step(other_model, other.optimizer, step)
+    assert compute_weights_digest(other_model) == compute_weights_digest(model)
+
+
+def test_the_last_two_checkpoints_are_kept_and_damaged_ones_skipped(tmp_path: Path, capsys) -> None:
+    _, state = build_small_state(0)
+    for step in (1, 2, 3):
+        state.step = step
+        save_state(state, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"step-0000000{step}.{suffix}" for step in (2, 3) for suffix in ("json", "safetensors")
+    ]
+    newest = tmp_path / "step-00000003.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    assert load_state(state, tmp_path)
+    assert state.step == 2
+    assert "step-00000003.json is damaged" in capsys.readouterr().err
+    (tmp_path / "step-00000002.json").write_text("{")
+    assert not load_state(state, tmp_path)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
+def test_a_loss_that_is_not_finite_names_step_and_remedy(loss: float, norm: float) -> None:
+    with pytest.raises(InputError, match=r"step 7: .* lower pretrain_encoder.learning_rate"):
+        check_finite("pretrain_encoder", torch.tensor(loss), torch.tensor(norm), step=7)
+
+
+# --- the stages
+
+
+def test_products_are_whole_and_name_what_they_are(project: Path) -> None:
+    pretrained, encoder, compositor = (
+        json.loads((project / "models" / name / "imprint.json").read_text())
+        for name in ("pretrained", "encoder", "compositor")
+    )
+    assert encoder["digests"] == {part: pretrained["digests"][part] for part in ("backbone", "adapter")}
+    assert compositor["encoder_digests"] == encoder["digests"]
+    assert compositor["digests"]["backbone"] == encoder["digests"]["backbone"]  # frozen
+    assert compositor["digests"]["adapter"] != encoder["digests"]["adapter"]  # trained on
+    assert compositor["digests"]["unet"] != pretrained["digests"]["unet"]
+    assert compute_weights_digest(load_model(project / "models" / "compositor").unet) == compositor["digests"]["unet"]
+    for name in ("pretrained", "compositor"):
+        assert (project / "models" / name / "scheduler" / "scheduler_config.json").is_file()
+    assert list(project.glob("work/pretrain_encoder/*/samples/step-000006.png"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_golden_loss_curve(project: Path, stage: str) -> None:
+    """Two per cent: kernels differ between machines, the algorithm does not."""
+    log = read_log(project, stage)
+    golden = json.loads((GOLDEN / f"{stage}.json").read_text())
+    assert [sorted(entry) for entry in log] == [sorted(entry) for entry in golden]
+    for entry, expected in zip(log, golden, strict=True):
+        assert entry == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_by_a_signal_it_saves_and_resumes_bit_for_bit(
+    project: Path, params: Params, stage: str, tmp_path: Path
+) -> None:
+    expected = compute_path_digest(project / OUTS[stage])
+    shutil.rmtree(project / "work" / stage)
+    shutil.rmtree(project / OUTS[stage])
+    sender = threading.Thread(target=signal_at_checkpoint, args=(project / "work" / stage, signal.SIGTERM))
+    sender.start()
+    with pytest.raises(SystemExit) as stopped:
+        STAGES[stage](params, project)
+    sender.join()
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not (project / OUTS[stage]).exists()
+    STAGES[stage](params, project)
+    assert compute_path_digest(project / OUTS[stage]) == expected
+
+
+def signal_at_checkpoint(folder: Path, number: int, process_id: int | None = None) -> None:
+    """Send a signal as soon as a checkpoint counts."""
+    for _ in range(6000):
+        if list(folder.glob("*/checkpoints/*.json")):
+            os.kill(process_id or os.getpid(), number)
+            return
+        time.sleep(0.01)
+
+
+def test_killed_with_a_half_written_checkpoint_it_still_gives_the_same_bytes(project: Path, params: Params) -> None:
+    expected = compute_path_digest(project / OUTS["pretrain_encoder"])
+    shutil.rmtree(project / "work" / "pretrain_encoder")
+    (project / "params.json").write_text(params.model_dump_json())
+    code = (
+        "from pathlib import Path; from imprint.core.params import Params;"
+        "from imprint.training.pretrain_stage import run_pretrain_encoder as run;"
+        "run(Params.model_validate_json(Path('params.json').read_text()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=project, env=environment, stderr=subprocess.DEVNULL)
+    signal_at_checkpoint(project / "work" / "pretrain_encoder", signal.SIGKILL, process.pid)
+    assert process.wait() == -signal.SIGKILL
+    newest = sorted(project.glob("work/pretrain_encoder/*/checkpoints/*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    run_pretrain_encoder(params, project)
+    assert compute_path_digest(project / OUTS["pretrain_encoder"]) == expected
+
+
+def test_an_encoder_that_is_not_the_recorded_one_is_refused(project: Path, params: Params, tmp_path: Path) -> None:
+    recorded = json.loads((project / "models/encoder/imprint.json").read_text())["digests"]["backbone"]
+    stranger = build_model(PRESETS["tiny"], seed=9)
+    with put_back(project / "models" / "encoder", tmp_path / "encoder"):
+        stranger.backbone.save_pretrained(project / "models" / "encoder" / "backbone")
+        with pytest.raises(InputError, match=f"{compute_weights_digest(stranger.backbone)}.*{recorded}"):
+            run_train_compositor(params, project)
+    with put_back(project / "models" / "encoder", tmp_path / "encoder2"):
+        save_model(
+            stranger, project / "models" / "encoder", stage="freeze_encoder", extra={}, parts=("backbone", "adapter")
+        )
+        with pytest.raises(InputError, match=f"{compute_weights_digest(stranger.backbone)}.*{recorded}"):
+            run_train_compositor(params, project)
+
+
+def test_too_few_pairs_or_the_wrong_size_end_in_one_line(project: Path, params: Params) -> None:
+    with pytest.raises(InputError, match=r"48 multiview pairs in split train, 64 are needed"):
+        run_pretrain_encoder(change(params, pretrain_encoder={"batch_size": 64}), project)
+    with pytest.raises(InputError, match=r"pack_shards.size_px 64, but preset base needs 128"):
+        run_pretrain_encoder(change(params, pretrain_encoder={"preset": "base"}), project)
+
+
+def test_an_exploding_run_stops_before_the_weights_are_spoiled(project: Path, params: Params) -> None:
+    rates = {"backbone": 1e18, "adapter": 1e18, "unet": 1e18}
+    exploding = change(params, pretrain_encoder={"learning_rate": rates, "checkpoint_every_steps": 1, "seed": 5})
+    with pytest.raises(InputError, match="finite; lower pretrain_encoder.learning_rate"):
+        run_pretrain_encoder(exploding, project)
+
+
+# --- learning
+
+
+def compute_psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of images in [-1, 1]."""
+    return float(10 * torch.log10(4.0 / (a - b).square().mean()))
+
+
+def overfit(task: Any, model: ImprintModel, shards: Path, *, project: Path) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Train on four pairs; return samples, targets and the batch."""
+    run = StageRun(
+        name="overfit", key=task.stage, work_dir=project / "work" / "overfit" / task.stage, params={}, inputs={}
+    )
+    opened = {"stage": run.name, "key": run.key, "work_dir": run.work_dir, "params": {}, "inputs": {}, "root": project}
+    reader = ShardReader(shards)
+    with start_run(**opened) as tracker:
+        train_model(model, task, reader=reader, params=task.params, train_middle_block=True, run=run, tracker=tracker)
+    pairs = [pair for pair in reader.pairs if pair.split == "train"]
+
+    batch = build_fixed_batch(reader, pairs, rules=task.rules, build_sample=task.build_sample, seed=0)
+    batch = move_batch(batch, model.device)
+    samples = task.sample_images(model, batch, steps=10, guidance=1.0, generator=build_generators(len(pairs), 0))
+    return samples, task.get_target(batch), batch
+
+
+def test_four_pairs_are_overfitted_to_over_25_db(project: Path, params: Params, tmp_path: Path) -> None:
+    """Both stages, one after the other, sampled from noise alone."""
+    calm = {"flip_rate": 0.0, "channel_swap_rate": 0.0, "colour_jitter": 0.0, "null_rate": 0.0, "warmup_steps": 10}
+    long = {
+        "threads": 2,
+        "max_steps": 300,
+        "validate_every_steps": 300,
+        "checkpoint_every_steps": 300,
+        "log_every_steps": 50,
+    }
+    rates = {"learning_rate": {"backbone": 0.001, "adapter": 0.002, "unet": 0.004}, "min_snr": 1.0}
+    levels = {"mixture": {"video": 1.0}, "mask_levels": {"box": 1.0}, "max_contact_margin": 0.0}
+    changed = change(
+        params, pretrain_encoder={**calm, **long, **rates}, train_compositor={**calm, **long, **rates, **levels}
+    )
+    model = build_model(PRESETS["tiny"], seed=0)
+    first = write_shards(tmp_path / "first", kinds=("multiview",), num_pairs=4)
+    samples, targets, _ = overfit(IdentityTask(changed.pretrain_encoder), model, first, project=project)
+    assert compute_psnr(samples, targets) > 25
+    second = write_shards(tmp_path / "second", kinds=("video",), num_pairs=4)
+    task = CompositingTask(changed.train_compositor)
+    samples, targets, batch = overfit(task, model, second, project=project)
+    hole = batch.hole.expand_as(samples)
+    assert compute_psnr(samples[hole], targets[hole]) > 25
