@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,11 +184,7 @@ def _log_model(client: MlflowClient, servable: Servable, root: Path) -> Any:
     experiment_id = open_store(root)[1]
     source_run_id = _find_source_run(client, experiment_id, compute_path_digest(root / servable.logged_folder))
     run_name = None if source_run_id else f"register-{servable.name}"
-    with (
-        warnings.catch_warnings(),
-        mlflow.start_run(run_id=source_run_id, experiment_id=experiment_id, run_name=run_name),
-    ):
-        warnings.filterwarnings("ignore", "Add type hints", UserWarning)  # the signature says more than hints could
+    with mlflow.start_run(run_id=source_run_id, experiment_id=experiment_id, run_name=run_name):
         model = mlflow.pyfunc.log_model(
             name=servable.name,
             python_model=str(_SERVING / servable.code),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from imprint.core.params import Params, load_params
-from tests.toy_project import start_server
 from tests.synthetic import write_shards
+from tests.toy_project import start_server
 from tests.video_clips import DRAWINGS, write_colour_network, write_video
 
 ROOT = Path(__file__).resolve().parents[1]

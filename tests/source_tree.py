@@ -29,7 +29,7 @@ def find_path(module: str) -> Path:
 
 @cache
 def find_imports(module: str) -> frozenset[str]:
-    """Our own modules that a module imports, lazily or not. `from a import b` counts as `a.b` where that is a module."""
+    """Our own modules that a module imports, lazily or not. `from a import b` counts as `a.b` if that is a module."""
     return frozenset(name for name in _list_imported(load_modules()[module]) if name in load_modules())
 
 

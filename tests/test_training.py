@@ -1,4 +1,4 @@
-"""Both stages at preset `tiny`: what is drawn, what is saved, what resumes bit for bit, what is refused, what is learned."""
+"""Both stages at preset `tiny`: what is drawn, saved, resumed bit for bit, refused, and learned."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def test_too_few_pairs_or_the_wrong_size_end_in_one_line(project: Path, params: 
 def test_an_exploding_run_stops_before_the_weights_are_spoiled(project: Path, params: Params) -> None:
     rates = {"backbone": 1e18, "adapter": 1e18, "unet": 1e18}
     exploding = change(params, pretrain_encoder={"learning_rate": rates, "checkpoint_every_steps": 1, "seed": 5})
-    with pytest.raises(InputError, match="finite; lower pretrain_encoder.learning_rate"):
+    with pytest.raises(InputError, match="finite; lower pretrain_encoder"):
         run_pretrain_encoder(exploding, project)
 
 
@@ -386,7 +386,6 @@ def test_four_pairs_are_overfitted_to_over_25_db(project: Path, params: Params, 
     """Both stages, one after the other, sampled from noise alone."""
     calm = {"flip_rate": 0.0, "channel_swap_rate": 0.0, "colour_jitter": 0.0, "null_rate": 0.0, "warmup_steps": 10}
     long = {
-        "threads": 2,
         "max_steps": 300,
         "validate_every_steps": 300,
         "checkpoint_every_steps": 300,

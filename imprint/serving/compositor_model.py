@@ -1,6 +1,6 @@
 """`imprint-compositor` as MLflow runs it: object, background and mask in, picture out, one row per composite.
 
-MLflow executes this file when the model is logged and when it is loaded, so it imports nothing heavy by itself.
+MLflow executes this file when the model is logged and when it is loaded, so torch is imported by `load_context` only.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -19,10 +20,8 @@ class CompositorModel(PythonModel):
         self._compositor = load_compositor(context.artifacts["model"])
         self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
 
-    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A data frame of PNGs in `image`, of each background's size and equal to it outside the mask."""
-        import pandas as pd
-
         from imprint.core.pixels import encode_image
 
         settings = dict(params or {})

@@ -1,6 +1,6 @@
 """`imprint-encoder` as MLflow runs it: an object in, its identity-preserving tokens out, one row per object.
 
-MLflow executes this file when the model is logged and when it is loaded, so it imports nothing heavy by itself.
+MLflow executes this file when the model is logged and when it is loaded, so torch is imported by `load_context` only.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -19,10 +20,9 @@ class EncoderModel(PythonModel):
         self._encoder = load_encoder(Path(context.artifacts["model"]))
         self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
 
-    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A data frame with `tokens`: per object a list of token vectors."""
         import numpy as np
-        import pandas as pd
         import torch
 
         from imprint.core.pixels import put_on_black, to_model_range

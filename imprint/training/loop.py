@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -100,9 +100,10 @@ def prepare_batch(trainer: Trainer, model: ImprintModel, *, batch: Any, step: in
 def check_finite(name: str, loss: Tensor, norm: Tensor | None, *, step: int) -> None:
     """`InputError` before the optimizer has spoiled the weights."""
     assert norm is not None
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+    values = float(loss.detach()), float(norm)
+    if not all(map(math.isfinite, values)):
         raise InputError(
-            f"step {step}: loss {float(loss):.4g} and gradient norm {float(norm):.4g} are not both finite; "
+            f"step {step}: loss {values[0]:.4g} and gradient norm {values[1]:.4g} are not both finite; "
             f"lower {name}.learning_rate or {name}.max_grad_norm, or lengthen warmup_steps"
         )
 
