@@ -18,7 +18,7 @@ _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # Prefect's own defaul
 
 
 @flow(name="prepare-data", task_runner=_TASK_RUNNER, persist_result=False)
-def prepare_data(num_chunks: int = 4) -> dict[str, str]:
+def prepare_data(num_chunks: int = 2) -> dict[str, str]:
     """From videos to training shards; `num_chunks` tasks per stage that fans out over clips."""
     root = Path.cwd()
     return run_stages(select_upstream(read_graph(root), ["pack_shards"]), root, num_chunks)
@@ -46,7 +46,7 @@ def evaluate() -> dict[str, str]:
 
 
 @flow(name="imprint-pipeline", task_runner=_TASK_RUNNER, persist_result=False)
-def imprint_pipeline(num_chunks: int = 4) -> dict[str, str]:
+def imprint_pipeline(num_chunks: int = 2) -> dict[str, str]:
     """Everything, then registration in MLflow."""
     states = prepare_data(num_chunks) | pretrain_encoder() | train_compositor() | evaluate()
     register()

@@ -28,7 +28,7 @@ _RESTORED_MARK = "is cached - skipping run"
 _GPU = threading.Lock()
 
 
-def run_stages(stages: Mapping[str, StageNode], root: Path, num_chunks: int = 4) -> dict[str, str]:
+def run_stages(stages: Mapping[str, StageNode], root: Path, num_chunks: int = 2) -> dict[str, str]:
     """Run the stages in the graph's order, independent ones in parallel; stage => name of its final state.
 
     Call it in a flow. Anything that interrupts the flow (a cancel, Ctrl-C) ends all commands first. A failed stage
