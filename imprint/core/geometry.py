@@ -54,7 +54,10 @@ def expand_box(box: Box, margin_px: int, image_hw: tuple[int, int]) -> Box:
     """`box` grown by `margin_px` on each side and clipped to the image."""
     height, width = image_hw
     return Box(
-        max(0, box.y0 - margin_px), max(0, box.x0 - margin_px), min(height, box.y1 + margin_px), min(width, box.x1 + margin_px)
+        max(0, box.y0 - margin_px),
+        max(0, box.x0 - margin_px),
+        min(height, box.y1 + margin_px),
+        min(width, box.x1 + margin_px),
     )
 
 
@@ -87,7 +90,7 @@ def _shift_inside(start: int, length: int, limit: int) -> int:
 
 
 def crop_padded(image: np.ndarray, box: Box, fill: int = 0, edge: bool = False) -> np.ndarray:
-    """Pixels of `image` [h, w, ...] in `box`; what lies outside the image is `fill`, or the nearest pixel with `edge`."""
+    """Pixels of `image` [h, w, ...] in `box`; outside the image stands `fill`, or the nearest pixel with `edge`."""
     height, width = image.shape[:2]
     rows, cols = np.arange(box.y0, box.y1), np.arange(box.x0, box.x1)
     out = image[np.clip(rows, 0, height - 1)[:, None], np.clip(cols, 0, width - 1)[None, :]]

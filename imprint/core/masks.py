@@ -55,7 +55,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def add_contact_margin(hole: np.ndarray, size_px: float, margin_share: float) -> np.ndarray:
-    """Hole grown by `margin_share` (0-0.08) of the object's size, twice as far below, so that it can hold the contact shadow."""
+    """Hole grown by `margin_share` (0-0.08) of the object's size, twice as far below: room for the contact shadow."""
     radius_px = round(margin_share * size_px)
     if radius_px <= 0:
         return hole.astype(bool)
@@ -67,7 +67,7 @@ def add_contact_margin(hole: np.ndarray, size_px: float, margin_share: float) ->
 
 
 def feather_inside(hole: np.ndarray, width_px: float) -> np.ndarray:
-    """[h, w] float32 in [0, 1]: 0 outside the hole, rising to 1 over `width_px` inside it. The image border is no edge."""
+    """[h, w] float32 in [0, 1]: 0 outside the hole, rising to 1 over `width_px` inside it; no edge at the border."""
     if width_px <= 0 or hole.all():
         return hole.astype(np.float32)
     distance_px = cv2.distanceTransform(hole.astype(np.uint8), cv2.DIST_L2, 5)

@@ -69,7 +69,9 @@ def load_mask(path: str | Path, what: str = "mask") -> np.ndarray:
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Encoded bytes => uint8 [h, w, 3] RGB or [h, w, 4] RGBA; `InputError` names `name` if they are no image."""
     buffer = np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None
+    # a photograph is turned as its EXIF tag says, as `load_mask` does; the flag that keeps an alpha channel would not
+    flag = cv2.IMREAD_COLOR if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
+    image = cv2.imdecode(buffer, flag) if buffer.size else None
     if image is None:
         raise InputError(f"{name} is not a readable image; give a PNG, JPEG or WebP file")
     if image.dtype == np.uint16:
@@ -81,7 +83,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def encode_image(image: np.ndarray, suffix: str = ".png", quality: int = 95) -> bytes:
-    """uint8 [h, w] grey, [h, w, 3] RGB or [h, w, 4] RGBA => bytes of a `.png`, `.jpg` or `.webp` file; masks (bool) as 0/255."""
+    """uint8 grey [h, w], RGB or RGBA => bytes of a `.png`, `.jpg` or `.webp` file; bool masks become 0 and 255."""
     if image.dtype == bool:
         image = image.astype(np.uint8) * 255
     if image.ndim == 3:

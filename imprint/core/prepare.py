@@ -92,7 +92,9 @@ def _resize_premultiplied(rgba: np.ndarray, size_px: int) -> np.ndarray:
     opacity = rgba[..., 3:].astype(np.float32) / 255.0
     colours = np.ascontiguousarray(rgba[..., :3] * opacity)
     small_colours = resize_image(colours, (size_px, size_px))
-    small_opacity = resize_image(opacity, (size_px, size_px)).reshape(size_px, size_px, 1)  # overshoots as the colours do
+    small_opacity = resize_image(opacity, (size_px, size_px)).reshape(
+        size_px, size_px, 1
+    )  # overshoots as the colours do
     visible = small_opacity > 0.5 / 255.0  # what does not round to fully transparent
     straight = np.where(visible, small_colours / np.where(visible, small_opacity, 1.0), 0.0)
     return np.rint(np.clip(np.dstack([straight, small_opacity * 255.0]), 0, 255)).astype(np.uint8)

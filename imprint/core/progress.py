@@ -24,7 +24,9 @@ class Bar:
         self._rich: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._rich = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._rich = Progress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
+            )
             self._task = self._rich.add_task(description, total=total, completed=done, note="")
             self._rich.start()
 

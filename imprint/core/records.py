@@ -152,7 +152,9 @@ def load_records(path: Path, kind: type[Record]) -> list[Record]:
     found = (metadata.get(b"record", b"?").decode(), metadata.get(b"schema_version", b"?").decode())
     wanted = (kind.__name__, str(SCHEMA_VERSION))
     if found != wanted:
-        raise InputError(f"{path} holds {found[0]} version {found[1]}, not {wanted[0]} version {wanted[1]}; run `dvc repro`")
+        raise InputError(
+            f"{path} holds {found[0]} version {found[1]}, not {wanted[0]} version {wanted[1]}; run `dvc repro`"
+        )
     return [kind(**{key: _to_python(value) for key, value in row.items()}) for row in table.to_pylist()]
 
 

@@ -41,7 +41,7 @@ class StageRun:
 
 
 def open_stage(name: str, params: Any, inputs: Iterable[Path], code: Iterable[str], root: Path = Path(".")) -> StageRun:
-    """Compute the key and make the work folder. `params` is the stage's pydantic section, `code` the stage's sub-packages."""
+    """Compute the key and make the work folder. `params` is the stage's section, `code` the sub-packages it uses."""
     section = params.model_dump(mode="json")
     digests = {path.as_posix(): compute_input_digest(path, root) for path in inputs}
     key = compute_digest(json.dumps([name, section, digests, compute_code_digest(code)], sort_keys=True))[:16]
