@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ import yaml
 from imprint.core import files, records, stage
 from imprint.core.errors import InputError
 from imprint.core.params import Evaluate, load_params
+from imprint.core.stage import StageRun, claim_work_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -198,3 +201,17 @@ def test_run_command_turns_input_errors_into_one_line_and_exit_code_2(
     with pytest.raises(ZeroDivisionError):
         stage.run_command("evaluate", lambda: 1 // 0, tmp_path)
     assert json.loads((tmp_path / "work" / "evaluate" / "error.json").read_text())["kind"] == "bug"
+
+
+def test_a_work_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
+    run = StageRun(name="train", key="k", work_dir=tmp_path, params={}, inputs={})
+    script = (
+        "import sys; from pathlib import Path; from imprint.core.stage import StageRun, claim_work_dir\n"
+        "run = StageRun(name='train', key='k', work_dir=Path(sys.argv[1]), params={}, inputs={})\n"
+        "with claim_work_dir(run): print('mine', flush=True)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with claim_work_dir(run):
+        refused = subprocess.run(command, capture_output=True, text=True)
+    assert f"process {os.getpid()} is at work" in refused.stderr
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "mine\n"

@@ -6,11 +6,13 @@ its inputs and its code, so that a run with new parameters never meets the old r
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +51,27 @@ def open_stage(name: str, params: Any, inputs: Iterable[Path], code: Iterable[st
     work_dir.mkdir(parents=True, exist_ok=True)
     write_json_atomic(work_dir / "stage.json", {"name": name, "key": key, "params": section, "inputs": digests})
     return StageRun(name=name, key=key, work_dir=work_dir, params=section, inputs=digests)
+
+
+@contextmanager
+def claim_work_dir(run: StageRun) -> Iterator[None]:
+    """Keep every other process out of the run's work folder; the claim ends with this process, however it ends.
+
+    `InputError` names the process that holds it: one whose parent was killed goes on working, and two would mix up
+    their checkpoints.
+    """
+    with (run.work_dir / "claim").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"process {file.read().strip() or '?'} is at work in {run.work_dir}; wait for it, or end it and run again"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def compute_code_digest(packages: Iterable[str]) -> str:

@@ -10,9 +10,8 @@ from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import ImprintModel, build_model, load_card, load_part
 from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
-from imprint.tracking import start_run
 from imprint.training.pretrain_stage import CODE, SHARDS
-from imprint.training.session import get_final_metrics, publish_model, train_model
+from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask
 
 STAGE = "train_compositor"
@@ -26,8 +25,7 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
     """
     section = params.train_compositor
     run = open_stage(STAGE, section, [SHARDS, ENCODER, PRETRAINED], CODE, root)
-    opened = {"stage": run.name, "key": run.key, "work_dir": run.work_dir, "params": run.params, "inputs": run.inputs}
-    with start_run(**opened, root=root) as tracker:
+    with work_on(run, root) as tracker:
         model = build_start(root, seed=section.seed, init_from_stage1=section.init_from_stage1)
         recorded = load_card(root / ENCODER)["digests"]
         state = train_model(

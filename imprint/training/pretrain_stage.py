@@ -8,8 +8,7 @@ from imprint.core.params import Params
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import PRESETS, build_model
-from imprint.tracking import start_run
-from imprint.training.session import get_final_metrics, publish_model, train_model
+from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import IdentityTask
 
 STAGE = "pretrain_encoder"
@@ -28,8 +27,7 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
     """Train backbone, adapter and U-Net on `multiview` pairs and write `models/pretrained`; run again to resume."""
     section = params.pretrain_encoder
     run = open_stage(STAGE, section, [SHARDS], CODE, root)
-    opened = {"stage": run.name, "key": run.key, "work_dir": run.work_dir, "params": run.params, "inputs": run.inputs}
-    with start_run(**opened, root=root) as tracker:
+    with work_on(run, root) as tracker:
         model = build_model(PRESETS[section.preset], section.seed)
         state = train_model(
             model,

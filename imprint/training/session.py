@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from imprint.core.files import publish_dir, write_json_atomic
 from imprint.core.params import Training
-from imprint.core.stage import StageRun
+from imprint.core.stage import StageRun, claim_work_dir
 from imprint.data import (
     PairDataset,
     ShardReader,
@@ -27,7 +27,7 @@ from imprint.data import (
 from imprint.diffusion import build_scheduler
 from imprint.models import ImprintModel, save_model
 from imprint.models.freezing import apply_freeze_map
-from imprint.tracking import Tracker
+from imprint.tracking import Tracker, start_run
 from imprint.training.loop import Trainer, run_loop
 from imprint.training.optimizer import build_optimizer, copy_weights
 from imprint.training.state import TrainState, build_state, load_state
@@ -35,6 +35,17 @@ from imprint.training.tasks import Task, list_kinds
 from imprint.training.validation import Validation
 
 _VALIDATION_SEED = 0
+
+
+@contextmanager
+def work_on(run: StageRun, root: Path) -> Iterator[Tracker]:
+    """The run's work folder for this process alone, and its tracker."""
+    inputs = {"params": run.params, "inputs": run.inputs}
+    with (
+        claim_work_dir(run),
+        start_run(stage=run.name, key=run.key, work_dir=run.work_dir, **inputs, root=root) as tracker,
+    ):
+        yield tracker
 
 
 def train_model(
