@@ -66,7 +66,7 @@ def claim_work_dir(run: StageRun) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise InputError(
-                f"process {file.read().strip() or '?'} is at work in {run.work_dir}; wait for it, or end it and run again"
+                f"process {file.read().strip() or '?'} is at work in {run.work_dir}; wait for it, or end it and retry"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -122,5 +122,5 @@ def _build_unet(preset: Preset) -> UNet2DConditionModel:
         class_embed_type="projection" if preset.pooled else None,
         projection_class_embeddings_input_dim=preset.token_dim if preset.pooled else None,
     )
-    nn.Module.to(unet, memory_format=torch.channels_last)  # about a quarter faster on CPU
-    return unet
+    # channels last is about a quarter faster on CPU
+    return unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
