@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock render clean
+.PHONY: help install demo test drill lint format lock render clean
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ demo: $(INSTALLED)  ## The whole pipeline on the demo clips (PARAMS=params/smoke
 test: $(INSTALLED)  ## The tests
 	@python flows/preflight.py
 	python -m pytest
+
+drill: $(INSTALLED)  ## Kill both trainings in the middle and compare the models' bytes (some minutes)
+	python -m tests.drills.kill_and_resume
 
 lint: $(INSTALLED)  ## Style and types
 	python -m ruff check .
