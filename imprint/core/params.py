@@ -174,7 +174,8 @@ def parse_section(model: type[Model], values: Any, name: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a typo is both an unknown key and a missing one: the one that the user wrote is the one to name
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "(top)"
         raise InputError(f"{name}: {key}: {_explain(first, model)}") from None
 
