@@ -13,7 +13,7 @@ import pytest
 
 from flows.workspace import make_workspace
 from tests.source_tree import ROOT
-from tests.toy_project import PROGRAMS
+from tests.toy_project import PROGRAMS, end
 
 STAGES = (
     *("demo_clips", "ingest", "extract_frames", "segment_objects", "mine_pairs", "pack_shards"),
@@ -42,8 +42,10 @@ def worker(prefect_server: dict[str, str], workspace: Path) -> Iterator[dict[str
         (home / "worker.log").open("w") as log,
         subprocess.Popen(start, cwd=home, env=environment, stdout=log, stderr=log) as process,
     ):
-        yield environment
-        process.terminate()
+        try:
+            yield environment
+        finally:
+            end(process)
 
 
 @pytest.mark.timeout(900)

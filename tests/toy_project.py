@@ -79,7 +79,16 @@ def start_server(home: Path) -> Iterator[dict[str, str]]:
             _wait_for(f"{api_url}/health", server, log)
             yield environment
         finally:
-            server.terminate()
+            end(server)
+
+
+def end(process: subprocess.Popen) -> None:
+    """SIGTERM, and SIGKILL for one that is still there after 20 s: Prefect's worker sometimes waits for ever."""
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
