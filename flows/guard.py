@@ -16,6 +16,8 @@ GRACE_S = 20.0
 
 def main(command: list[str]) -> int:
     """The command's exit code."""
+    # a shell's `&` starts us with SIGINT ignored; a command that inherits that could not save and end
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the command, which is in our group
     threading.Thread(target=_watch_parent, args=(child,), daemon=True).start()

@@ -88,7 +88,9 @@ def test_other_failures_are_not_retried_and_end_what_depends_on_them(server: dic
 def test_an_ended_flow_leaves_no_process(server: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
     saves = "trap 'touch saved; kill $child; exit 1' INT\nsleep 300 & child=$!\necho $child > pid\nwait"
     root = build_toy_project(tmp_path, saves)
-    with subprocess.Popen([sys.executable, "-c", RUN_TOY], cwd=root, env=server, stderr=subprocess.DEVNULL) as flow_run:
+    # as under `nohup ... &`, where SIGINT is ignored from the start
+    background = ["sh", "-c", 'trap \'\' INT; exec "$0" -c "$1"', sys.executable, RUN_TOY]
+    with subprocess.Popen(background, cwd=root, env=server, stderr=subprocess.DEVNULL) as flow_run:
         wait_until((root / "pid").exists, "the stage starts")
         flow_run.send_signal(number)
         flow_run.wait(60)

@@ -83,7 +83,7 @@ def start_server(home: Path) -> Iterator[dict[str, str]]:
 
 
 def end(process: subprocess.Popen) -> None:
-    """SIGTERM, and SIGKILL for one that is still there after 20 s: Prefect's worker sometimes waits for ever."""
+    """SIGTERM, and SIGKILL after 20 s: Prefect's worker stays where SIGINT is ignored, as under a shell's `&`."""
     process.terminate()
     try:
         process.wait(timeout=20)
