@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PARAMS ?=
+WORLD ?= work/world
+VARIANT ?= scalar_rgb
 INSTALLED := .venv/.installed
 LOCK_VENV := .venv-lock
 
@@ -10,10 +12,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test drill lint format lock render clean
+.PHONY: help install demo test drill world base base-cpu lint format lock render clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## Make .venv with the pinned dependencies (PIP_ARGS="..." goes to pip, e.g. for another build of torch)
 
@@ -33,6 +35,17 @@ test: $(INSTALLED)  ## The tests
 
 drill: $(INSTALLED)  ## Kill both trainings in the middle and compare the models' bytes (some minutes)
 	python -m tests.drills.kill_and_resume
+
+world: $(INSTALLED)  ## Render and pack the base model's training world (an hour; VARIANT=llvm_ad_rgb needs LLVM, else many)
+	python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[render]'
+	python -m demo.render world --out $(WORLD)/objects --variant $(VARIANT)
+	python -m demo.render pack --world $(WORLD)/objects --out $(WORLD)/shards
+
+base: $(INSTALLED)  ## Train and export checkpoints/base from the world (one GPU, 20 minutes)
+	python -m imprint train-base --shards $(WORLD)/shards --params params/base.yaml
+
+base-cpu: $(INSTALLED)  ## The same on two idle CPU cores, within two hours
+	OMP_WAIT_POLICY=ACTIVE python -m imprint train-base --shards $(WORLD)/shards --params params/base-cpu.yaml
 
 lint: $(INSTALLED)  ## Style and types
 	python -m ruff check .

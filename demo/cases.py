@@ -11,18 +11,8 @@ import numpy as np
 
 from demo.catalogue import CASE_SEEDS, SIZE_PX
 from demo.pictures import compute_exposure, encode_cutout, to_srgb, write_png
-from demo.world import (
-    Actor,
-    Camera,
-    Pose,
-    Stage,
-    build_stage,
-    fit_camera,
-    render_cutout,
-    render_image,
-    render_mask,
-    sample_light,
-)
+from demo.rendering import render_cutout, render_image, render_mask
+from demo.world import Actor, Camera, Pose, Stage, build_stage, fit_camera, sample_light
 from imprint.core.masks import compute_mask_levels
 
 NUM_SAMPLES = 256

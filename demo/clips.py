@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from demo.catalogue import NUM_FRAMES
-from demo.world import Actor, Camera, Cast, Pose, fit_camera, render_mask
+from demo.rendering import Cast, render_mask
+from demo.world import Actor, Camera, Pose, fit_camera
 
 MIN_COVER, MAX_COVER = 0.125, 0.36
 

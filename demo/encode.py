@@ -12,7 +12,8 @@ import numpy as np
 from demo.catalogue import FPS, NUM_FRAMES, SIZE_PX, clip_entry
 from demo.clips import Clip, cast_of, plan_multi, plan_single
 from demo.pictures import compute_exposure, to_srgb, write_png
-from demo.world import Actor, build_stage, render_frame, render_mask
+from demo.rendering import render_frame, render_mask
+from demo.world import Actor, build_stage
 
 NUM_SAMPLES = 8
 CRF = 17

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from demo import textures as tx
+from demo.catalogue import HELD_OUT_SEEDS, TRAINING_SEEDS
 from demo.geometry import (
     Mesh,
     band,
@@ -44,6 +45,7 @@ class Kit:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 1])
+        self.style = choose_style(seed)
         self.colours = tx.vivid_palette(seed, self.rng)
         self.glossy = self.rng.random() < 0.55
         self.parts: list[Part] = []
@@ -64,11 +66,15 @@ class Kit:
 
     def print(self) -> np.ndarray:
         """Pattern in the palette."""
-        return tx.pattern(self.rng, self.colours)
+        return tx.pattern(self.rng, self.colours, self.style)
 
     def label(self, *, repeat: int = 1) -> np.ndarray:
         """Label with lettering."""
-        return tx.label(self.rng, self.colours, repeat=repeat)
+        return tx.label(self.rng, self.colours, repeat=repeat, style=self.style)
+
+    def atlas(self) -> np.ndarray:
+        """Labels and patterns for the six faces of a box."""
+        return tx.box_atlas(self.rng, self.colours, self.style)
 
     def metal_or_not(self) -> str:
         """Metal for one part in three."""
@@ -113,7 +119,7 @@ def _mug(kit: Kit) -> None:
 
 def _carton(kit: Kit) -> None:
     x, y, z = kit.between(0.9, 1.5), kit.between(0.6, 1.1), kit.between(0.9, 1.6)
-    kit.add(rounded_box(x, y, z, edge=kit.between(0.0, 0.1), atlas=True), tx.box_atlas(kit.rng, kit.colours))
+    kit.add(rounded_box(x, y, z, edge=kit.between(0.0, 0.1), atlas=True), kit.atlas())
     kit.add(rounded_box(x * 1.06, y * 1.06, 0.16, edge=0.04).at(z=z - 0.08), kit.plain(1))
     kit.add(cylinder(0.16, 0.2, round_px=0.06).at(x * 0.22, 0, z + 0.06), kit.plain(2), kit.metal_or_not())
 
@@ -154,7 +160,7 @@ def _ring_stack(kit: Kit) -> None:
 
 def _house(kit: Kit) -> None:
     x, y, z = kit.between(1.1, 1.5), kit.between(0.8, 1.1), kit.between(0.7, 1.0)
-    kit.add(rounded_box(x, y, z, atlas=True), tx.box_atlas(kit.rng, kit.colours))
+    kit.add(rounded_box(x, y, z, atlas=True), kit.atlas())
     roof = extrude([(-x * 0.6, 0), (x * 0.6, 0), (0, kit.between(0.5, 0.8))], y * 1.15)
     kit.add(roof.at(z=z), tx.stripes(kit.rng, kit.colours[1:3] + kit.colours[4:5], vertical=True))
     kit.add(rounded_box(0.2, 0.2, 0.6, edge=0.02).at(x * 0.3, y * 0.2, z + 0.1), kit.plain(3))
@@ -170,7 +176,7 @@ def _robot(kit: Kit) -> None:
         kit.add(arm.at(side * wide * 0.66 - side * 0.04, 0, 0.4), kit.plain(1 if side < 0 else 3))
         kit.add(ellipsoid(0.1, 0.08, 0.1).at(side * 0.16, -0.3, 0.58 + tall), kit.plain(4))
         kit.add(ellipsoid(0.05, 0.05, 0.05).at(side * 0.16, -0.37, 0.58 + tall), kit.plain(5))
-    kit.add(rounded_box(wide, 0.6, tall, edge=0.1, atlas=True).at(z=0.35), tx.box_atlas(kit.rng, kit.colours))
+    kit.add(rounded_box(wide, 0.6, tall, edge=0.1, atlas=True).at(z=0.35), kit.atlas())
     head = rounded_box(wide * 0.7, 0.55, 0.5, edge=kit.between(0.05, 0.24)).at(z=tall + 0.36)
     kit.add(head, kit.plain(0))
     kit.add(cylinder(0.04, 0.25).at(0.1, 0, tall + 0.84), kit.plain(5), "metal")
@@ -186,7 +192,7 @@ def _trophy(kit: Kit) -> None:
         polygon(4, 0.75),
     ]
     outline = shapes[int(kit.rng.integers(len(shapes)))]
-    kit.add(rounded_box(1.0, 0.7, 0.36, edge=0.05, atlas=True), tx.box_atlas(kit.rng, kit.colours))
+    kit.add(rounded_box(1.0, 0.7, 0.36, edge=0.05, atlas=True), kit.atlas())
     kit.add(cylinder(0.15, 0.4).at(z=0.34), kit.plain(2), "metal")
     kit.add(extrude(outline, kit.between(0.26, 0.45)).at(z=1.2), kit.print(), kit.metal_or_not())
     kit.add(ellipsoid(0.2, 0.3, 0.2).at(z=1.2), kit.plain(3))
@@ -209,7 +215,7 @@ def _vase(kit: Kit) -> None:
 def _car(kit: Kit) -> None:
     long, wide = kit.between(1.6, 1.9), kit.between(0.75, 0.95)
     body = rounded_box(long, wide, 0.5, edge=0.14, atlas=True).at(z=0.22)
-    kit.add(body, tx.box_atlas(kit.rng, kit.colours))
+    kit.add(body, kit.atlas())
     cab = rounded_box(long * kit.between(0.42, 0.58), wide * 0.86, kit.between(0.4, 0.6), edge=0.14)
     kit.add(cab.at(kit.between(-0.25, 0.2), 0, 0.66), kit.print())
     wheel = cylinder(0.3, 0.2, round_px=0.07).moved(rotation("x", 90))
@@ -264,7 +270,7 @@ def _tower(kit: Kit) -> None:
         if shape == 0:
             kit.add(
                 rounded_box(wide, wide * kit.between(0.6, 1.0), tall, edge=0.08, atlas=True).at(z=z, turn_deg=turn),
-                tx.box_atlas(kit.rng, kit.colours),
+                kit.atlas(),
             )
         elif shape == 1:
             kit.add(cylinder(wide / 2, tall, round_px=0.05).at(z=z, turn_deg=turn), kit.print(), kit.metal_or_not())
@@ -280,8 +286,73 @@ def _tower(kit: Kit) -> None:
     kit.add(tops[int(kit.rng.integers(3))].at(z=z), kit.plain(int(kit.rng.integers(4))))
 
 
+def _plush(kit: Kit) -> None:
+    body, head = kit.between(0.45, 0.65), kit.between(0.36, 0.5)
+    tall = kit.between(0.55, 0.8)
+    kit.add(ellipsoid(body, body * 0.85, tall).at(z=tall), kit.print(), "diffuse")
+    top = 2 * tall + head * 0.7
+    kit.add(ellipsoid(head, head * 0.9, head).at(z=top), kit.plain(0), "diffuse")
+    ear = (kit.between(0.1, 0.2), 0.08, kit.between(0.12, 0.4))
+    for side in (-1, 1):
+        kit.add(ellipsoid(*ear).at(side * head * 0.65, 0, top + head * 0.8), kit.plain(1), "diffuse")
+        kit.add(ellipsoid(0.17, 0.2, 0.17).at(side * body * 0.6, -body * 0.6, 0.16), kit.plain(2), "diffuse")
+        arm = ellipsoid(0.13, 0.13, 0.32).moved(rotation("y", side * kit.between(15, 70)))
+        kit.add(arm.at(side * body * 0.95, -0.1, tall * 1.25), kit.plain(2), "diffuse")
+        kit.add(ellipsoid(0.06, 0.05, 0.07).at(side * head * 0.4, -head * 0.84, top + 0.06), kit.plain(5), "plastic")
+    kit.add(ellipsoid(head * 0.4, 0.16, head * 0.3).at(0, -head * 0.82, top - head * 0.25), kit.plain(4), "diffuse")
+    kit.add(ellipsoid(body * 0.55, 0.12, tall * 0.6).at(0, -body * 0.78, tall), kit.label(), "diffuse")
+
+
+def _solid(kit: Kit) -> tuple[Mesh, float]:
+    """A random solid, from boxes, revolved profiles and extruded outlines, standing on z = 0; and its height."""
+    wide, tall = kit.between(0.35, 1.1), kit.between(0.25, 1.0)
+    kind = int(kit.rng.integers(5))
+    if kind == 0:
+        return rounded_box(wide, wide * kit.between(0.5, 1.0), tall, edge=kit.between(0.0, 0.12)), tall
+    if kind == 1:
+        heights = np.linspace(0, tall, 9)
+        radii = wide * (0.5 + kit.between(0.05, 0.2) * np.sin(heights * kit.between(2, 9) + kit.between(0, 6)))
+        inner = [(float(r), float(z)) for r, z in zip(radii, heights, strict=True)]
+        return lathe([(0.0, 0.0), *inner, (0.0, tall)], crease_deg=50), tall
+    if kind == 2:
+        sides = int(kit.rng.integers(3, 8))
+        outline = polygon(sides, wide * 0.6, inner=wide * 0.3 if kit.rng.random() < 0.4 else None)
+        if kit.rng.random() < 0.5:
+            return extrude(outline, tall).moved(rotation("x", 90)).at(z=tall / 2), tall
+        low = float(np.asarray(outline)[:, 1].min())
+        return extrude(outline, kit.between(0.2, 0.5)).at(z=-low), float(np.asarray(outline)[:, 1].max()) - low
+    if kind == 3:
+        return ellipsoid(wide * 0.55, wide * kit.between(0.35, 0.55), tall / 2).at(z=tall / 2), tall
+    return cylinder(wide / 2, tall, top_radius=wide * kit.between(0.1, 0.6), round_px=0.03), tall
+
+
+def _assembly(kit: Kit) -> None:
+    """A pile of random solids with some at its sides: no known thing, for variety."""
+    z = 0.0
+    for _ in range(int(kit.rng.integers(2, 5))):
+        mesh, tall = _solid(kit)
+        texture = (kit.print, kit.label, lambda: kit.plain(int(kit.rng.integers(6))))[int(kit.rng.integers(3))]()
+        turn = kit.between(0, 360)
+        kit.add(mesh.at(kit.between(-0.1, 0.1), kit.between(-0.1, 0.1), z, turn_deg=turn), texture, kit.metal_or_not())
+        z += tall * 0.97
+    for _ in range(int(kit.rng.integers(1, 5))):
+        mesh, _ = _solid(kit)
+        small = mesh.moved(scaling(*[kit.between(0.25, 0.5)] * 3))
+        place = small.at(kit.between(0.3, 0.6), 0, kit.between(0, 0.7) * z).at(turn_deg=kit.between(0, 360))
+        kit.add(place, kit.plain(int(kit.rng.integers(6))))
+
+
 FAMILIES = (_can, _bottle, _mug, _carton, _rocket, _mushroom, _ring_stack, _house, _robot, _trophy)
 FAMILIES += (_vase, _car, _gift, _gear_toy, _cone_toy, _tower)
+# The shipped clips and cases were made of the 16 above; the training world, whose seeds are higher, has these as well.
+WORLD_FAMILIES = (*FAMILIES, _plush, _assembly, _assembly)
+
+
+def choose_style(seed: int) -> tx.Style:
+    """Held-out objects bear words of other syllables in another font, and every third has patterns of its own."""
+    if seed not in HELD_OUT_SEEDS:
+        return tx.HOME
+    return tx.FOREIGN if seed % 3 == 0 else tx.FOREIGN_WORDS
 
 
 def build_object(seed: int) -> list[Part]:
@@ -290,7 +361,8 @@ def build_object(seed: int) -> list[Part]:
     The family goes round with the seed, so that neighbouring seeds differ in shape as well as in colour.
     """
     kit = Kit(seed)
-    FAMILIES[seed % len(FAMILIES)](kit)
+    families = WORLD_FAMILIES if seed >= TRAINING_SEEDS.start else FAMILIES
+    families[seed % len(families)](kit)
     points = np.concatenate([part.mesh.vertices for part in kit.parts])
     low, high = points.min(0), points.max(0)
     extent = high - low

@@ -65,6 +65,12 @@ def _scene_task(seed: int, folder: Path, size_px: int) -> None:
     write_scene(seed, folder, size_px=size_px)
 
 
+def _world_task(seed: int, folder: Path) -> None:
+    from demo.training_world import write_object
+
+    write_object(seed, folder)
+
+
 def _clip_task(index: int, folder: Path) -> None:
     from demo.encode import write_clip
 
@@ -90,6 +96,21 @@ def render_scenes(args: argparse.Namespace) -> None:
     # Steps of 5: a scene draws its objects from the seeds that follow its own.
     tasks = [partial(_scene_task, args.first + 5 * i, args.out, args.px) for i in range(args.count)]
     run_pool(tasks, "scenes", args)
+
+
+def render_world(args: argparse.Namespace) -> None:
+    """The base model's training world: held-out objects first, then training objects (14 views each)."""
+    from demo.catalogue import HELD_OUT_SEEDS, TRAINING_SEEDS
+
+    seeds = [*HELD_OUT_SEEDS[: args.held_out], *TRAINING_SEEDS[: args.count]]
+    run_pool([partial(_world_task, seed, args.out) for seed in seeds], "world", args)
+
+
+def pack_world_shards(args: argparse.Namespace) -> None:
+    """Pack a rendered world, or as much of it as there is, as shards for `make base`. Needs no renderer."""
+    from demo.world_shards import pack_world
+
+    print(", ".join(f"{n} {name}" for name, n in pack_world(args.world, args.out, quality=args.quality).items()))
 
 
 def render_clips(args: argparse.Namespace) -> None:
@@ -118,7 +139,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.render", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    entries = {"clips": render_clips, "cases": render_cases, "objects": render_objects, "scenes": render_scenes}
+    entries = {"clips": render_clips, "cases": render_cases, "world": render_world}
+    entries |= {"objects": render_objects, "scenes": render_scenes}
     for name, action in entries.items():
         command = commands.add_parser(name, help=(action.__doc__ or "").strip(), description=action.__doc__)
         command.add_argument("--out", type=Path, required=True, help="folder for the pictures; keeps what is there")
@@ -132,10 +154,18 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(action=action)
         if name in ("clips", "cases"):
             command.add_argument("--only", type=int, nargs="+", help="numbers to render; then nothing is packed")
+        elif name == "world":
+            command.add_argument("--count", type=int, default=2000, help="training objects (default 2000)")
+            command.add_argument("--held-out", type=int, default=100, help="held-out objects (default 100)")
         else:
             command.add_argument("--count", type=int, default=300, help="how many objects or scenes (default 300)")
             command.add_argument("--first", type=int, default=100_000, help="first seed (default: SEGMENTER_SEEDS)")
             command.add_argument("--px", type=int, default=96 if name == "objects" else 128, help="side in pixels")
+    pack = commands.add_parser("pack", help=pack_world_shards.__doc__, description=pack_world_shards.__doc__)
+    pack.add_argument("--world", type=Path, required=True, help="folder that `world` wrote")
+    pack.add_argument("--out", type=Path, required=True, help="folder for the shards; replaced")
+    pack.add_argument("--quality", type=int, help="encode colours anew as WebP of this quality, for a smaller archive")
+    pack.set_defaults(action=pack_world_shards)
     commands.choices["objects"].add_argument("--views", type=int, default=3, help="views per object (default 3)")
     return parser
 

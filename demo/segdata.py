@@ -9,17 +9,8 @@ import numpy as np
 from demo.catalogue import MULTI_KINDS, NUM_FRAMES
 from demo.clips import cast_of, plan_multi, plan_single
 from demo.pictures import compute_exposure, encode_cutout, to_srgb, write_png
-from demo.world import (
-    Actor,
-    Camera,
-    Pose,
-    build_stage,
-    fit_camera,
-    render_cutout,
-    render_frame,
-    render_mask,
-    sample_light,
-)
+from demo.rendering import render_cutout, render_frame, render_mask
+from demo.world import Actor, Camera, Pose, build_stage, fit_camera, sample_light
 
 
 def write_object_views(seed: int, folder: Path, *, num_views: int, size_px: int, num_samples: int = 40) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -36,6 +38,7 @@ SYLLABLES = (
     "yu",
     "zo",
 )
+FOREIGN_SYLLABLES = ("sch", "ork", "wu", "bry", "eth", "ik", "cha", "um", "plo", "ys", "qui", "ag")
 Colour = tuple[int, int, int]
 
 
@@ -85,16 +88,21 @@ def _mix(first: Colour, second: Colour, amount: np.ndarray) -> np.ndarray:
     return np.round(np.asarray(first) * (1 - amount) + np.asarray(second) * amount).astype(np.uint8)
 
 
-def word(rng: np.random.Generator) -> str:
+def word(rng: np.random.Generator, syllables: tuple[str, ...] = SYLLABLES) -> str:
     """An invented word of two or three different syllables, in capitals."""
-    return "".join(rng.choice(SYLLABLES, size=int(rng.integers(2, 4)), replace=False)).upper()
+    return "".join(rng.choice(syllables, size=int(rng.integers(2, 4)), replace=False)).upper()
 
 
-def put_word(image: np.ndarray, text: str, box: tuple[float, float, float, float], colour: Colour) -> None:
+def put_word(
+    image: np.ndarray,
+    text: str,
+    box: tuple[float, float, float, float],
+    colour: Colour,
+    font: int = cv2.FONT_HERSHEY_DUPLEX,
+) -> None:
     """Write the text into box = (y0, x0, y1, x1), fractions of the image, as large as it fits. In place."""
     height, width = image.shape[:2]
     y0, x0, y1, x1 = box[0] * height, box[1] * width, box[2] * height, box[3] * width
-    font = cv2.FONT_HERSHEY_DUPLEX
     (text_w, text_h), _ = cv2.getTextSize(text, font, 1.0, 2)
     scale = min((x1 - x0) / text_w, (y1 - y0) / (text_h * 1.25))
     thick = max(2, round(2.6 * scale))
@@ -204,22 +212,70 @@ def speckle(rng: np.random.Generator, colours: list[Colour]) -> np.ndarray:
     return _mix(darker, colours[0], noise)
 
 
-def label(rng: np.random.Generator, colours: list[Colour], *, repeat: int = 1) -> np.ndarray:
+def rings(rng: np.random.Generator, colours: list[Colour]) -> np.ndarray:
+    """Concentric rings about one to three centres."""
+    across, down = np.meshgrid(np.arange(SIZE_PX), np.arange(SIZE_PX))
+    centres = rng.uniform(0, SIZE_PX, (int(rng.integers(1, 4)), 2))
+    nearest = np.min([np.hypot(across - x, down - y) for x, y in centres], axis=0)
+    used = np.array(colours[:3], np.uint8)
+    return used[(nearest / rng.uniform(16, 30)).astype(int) % len(used)]
+
+
+def plaid(rng: np.random.Generator, colours: list[Colour]) -> np.ndarray:
+    """Woven bands of different widths, mixed where they cross."""
+    bands = []
+    for _ in range(2):
+        edges = np.sort(rng.integers(0, SIZE_PX, 5))
+        bands.append(np.array(colours, np.float32)[np.digitize(np.arange(SIZE_PX), edges) % 4])
+    return np.round((bands[0][:, None] + bands[1][None]) / 2).astype(np.uint8)
+
+
+def triangles(rng: np.random.Generator, colours: list[Colour]) -> np.ndarray:
+    """Cells cut along their diagonals, each half in a colour of its own."""
+    count = int(rng.choice([3, 4, 5]))
+    across, down = np.meshgrid(*[np.arange(SIZE_PX) * count / SIZE_PX] * 2)
+    upper = (across % 1) > (down % 1)
+    table = rng.integers(0, 4, (count, count, 2))
+    return np.array(colours[:4], np.uint8)[table[down.astype(int), across.astype(int), upper.astype(int)]]
+
+
+@dataclass(frozen=True)
+class Style:
+    """What prints are made of: pattern families, the syllables of words, and an OpenCV font."""
+
+    patterns: tuple[Callable[[np.random.Generator, list[Colour]], np.ndarray], ...]
+    syllables: tuple[str, ...]
+    font: int
+
+
+HOME = Style((stripes, checks, dots, blobs, gradient, zigzag), SYLLABLES, cv2.FONT_HERSHEY_DUPLEX)
+# For held-out objects: words that no training object bears; patterns that none bears are a style of their own.
+FOREIGN_WORDS = replace(HOME, syllables=FOREIGN_SYLLABLES, font=cv2.FONT_HERSHEY_TRIPLEX)
+FOREIGN = replace(FOREIGN_WORDS, patterns=(rings, plaid, triangles))
+
+
+def label(rng: np.random.Generator, colours: list[Colour], *, repeat: int = 1, style: Style = HOME) -> np.ndarray:
     """Printed label: ground, band, word and mark; `repeat` sets it side by side, for a wrap round a can."""
     image = _canvas(colours[0])
-    style = rng.integers(3)
-    if style == 0:
+    layout = rng.integers(3)
+    if layout == 0:
         cv2.rectangle(image, (0, 150), (SIZE_PX, 230), colours[1], -1)
         put_mark(image, rng, (0.3, 0.5), 0.2, [colours[2], colours[1]])
-        put_word(image, word(rng), (0.6, 0.08, 0.88, 0.92), colours[4])
-    elif style == 1:
+        put_word(image, word(rng, style.syllables), (0.6, 0.08, 0.88, 0.92), colours[4], style.font)
+    elif layout == 1:
         cv2.rectangle(image, (0, 0), (SIZE_PX, 40), colours[1], -1)
         cv2.rectangle(image, (0, 216), (SIZE_PX, SIZE_PX), colours[2], -1)
-        put_word(image, word(rng), (0.3, 0.06, 0.7, 0.94), colours[5] if sum(colours[0]) > 380 else colours[4])
+        put_word(
+            image,
+            word(rng, style.syllables),
+            (0.3, 0.06, 0.7, 0.94),
+            colours[5] if sum(colours[0]) > 380 else colours[4],
+            style.font,
+        )
     else:
         cv2.circle(image, (128, 128), 104, colours[4], -1, cv2.LINE_AA)
         cv2.circle(image, (128, 128), 104, colours[1], 12, cv2.LINE_AA)
-        put_word(image, word(rng), (0.34, 0.14, 0.6, 0.86), colours[5])
+        put_word(image, word(rng, style.syllables), (0.34, 0.14, 0.6, 0.86), colours[5], style.font)
         put_mark(image, rng, (0.74, 0.5), 0.1, [colours[2], colours[0]])
     if repeat > 1:
         narrow = cv2.resize(image, (SIZE_PX * 2 // repeat, SIZE_PX), interpolation=cv2.INTER_AREA)
@@ -227,19 +283,17 @@ def label(rng: np.random.Generator, colours: list[Colour], *, repeat: int = 1) -
     return image
 
 
-PATTERNS = (stripes, checks, dots, blobs, gradient, zigzag)
-
-
-def pattern(rng: np.random.Generator, colours: list[Colour]) -> np.ndarray:
-    """One of PATTERNS in a random order of the first four colours and the light neutral."""
+def pattern(rng: np.random.Generator, colours: list[Colour], style: Style = HOME) -> np.ndarray:
+    """One of the style's patterns in a random order of the first four colours and the light neutral."""
     chosen = [colours[i] for i in rng.permutation(5)]
-    return PATTERNS[int(rng.integers(len(PATTERNS)))](rng, chosen)
+    return style.patterns[int(rng.integers(len(style.patterns)))](rng, chosen)
 
 
-def box_atlas(rng: np.random.Generator, colours: list[Colour]) -> np.ndarray:
+def box_atlas(rng: np.random.Generator, colours: list[Colour], style: Style = HOME) -> np.ndarray:
     """3 x 2 cells for `rounded_box(atlas=True)`: label in front, its variant behind, patterns on the other faces."""
-    front, back = label(rng, colours), label(rng, [colours[0], *colours[2:4], colours[1], *colours[4:]])
-    side, top = pattern(rng, colours), speckle(rng, [colours[1]])
+    other = [colours[0], *colours[2:4], colours[1], *colours[4:]]
+    front, back = label(rng, colours, style=style), label(rng, other, style=style)
+    side, top = pattern(rng, colours, style), speckle(rng, [colours[1]])
     put_mark(top, rng, (0.5, 0.5), 0.3, [colours[2], colours[4]])
     rows = [np.concatenate([front, side, back], 1), np.concatenate([side[:, ::-1], top, speckle(rng, [colours[3]])], 1)]
     return np.concatenate(rows, 0)

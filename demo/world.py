@@ -6,6 +6,7 @@ the floor is z = 0. Radiance is linear; pictures leave as sRGB bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +14,11 @@ import mitsuba as mi
 import numpy as np
 
 from demo import textures as tx
-from demo.denoise import denoise
-from demo.geometry import rotation, translation
-from demo.objects import Part, build_object
+from demo.geometry import Mesh, rotation, translation
+from demo.objects import MATERIALS, Part, build_object
 
+DrawSurface = Callable[[np.random.Generator], np.ndarray]
+PADDED_PARTS = 24
 BACKGROUNDS = ("wall", "corner", "sky", "studio")
 
 
@@ -96,9 +98,13 @@ class Stage:
 class Actor:
     """An object with its textures loaded, ready to be posed in any number of scenes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, roughness: float | None = None) -> None:
+        """With a `roughness`, which stands for each glossy part's own, every object has the same number of parts and
+        kinds of material, so that one compiled kernel serves them all; LLVM takes a second for each."""
         self.seed = seed
         self.parts = build_object(seed)
+        if roughness is not None:
+            self.parts = _pad([replace(part, roughness=roughness) for part in self.parts])
         self.bsdfs = [build_bsdf(part) for part in self.parts]
 
     def matrix(self, pose: Pose) -> np.ndarray:
@@ -118,12 +124,38 @@ class Actor:
         """Mitsuba shapes of the posed object, named `prefix` + part number."""
         matrix = self.matrix(pose)
         pairs = zip(self.parts, self.bsdfs, strict=True)
-        return {f"{prefix}{i:02d}": _mitsuba_mesh(part, bsdf, matrix) for i, (part, bsdf) in enumerate(pairs)}
+        return {
+            f"{prefix}{i:02d}": _mitsuba_mesh(part.mesh.moved(matrix), bsdf) for i, (part, bsdf) in enumerate(pairs)
+        }
 
 
-def _bitmap(texture: np.ndarray, repeat: float = 1.0, turn_deg: float = 0.0) -> dict[str, Any]:
-    transform = mi.ScalarTransform4f().rotate([0, 0, 1], turn_deg).scale([repeat, repeat, 1])
-    return {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(texture)), "to_uv": transform}
+def _pad(parts: list[Part]) -> list[Part]:
+    """As many parts as PADDED_PARTS, and one of each material at least, by specks inside the first part."""
+    middle = parts[0].mesh.vertices.mean(0)
+    corners = middle + 1e-4 * np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    speck = Mesh(corners, np.tile([0.0, 0.0, 1.0], (3, 1)), np.zeros((3, 2)), np.array([[0, 1, 2]]))
+    grey = np.full((tx.SIZE_PX, tx.SIZE_PX, 3), 128, np.uint8)
+    missing = PADDED_PARTS - len(parts)
+    assert missing >= len(MATERIALS), f"an object of {len(parts)} parts: raise PADDED_PARTS"
+    kinds = [MATERIALS[i % len(MATERIALS)] for i in range(missing)]
+    return parts + [Part(speck, grey, kind, parts[0].roughness) for kind in kinds]
+
+
+def _bitmap(texture: np.ndarray) -> dict[str, Any]:
+    return {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(texture))}
+
+
+def _build_plane(texture: np.ndarray, to_world: Any, *, repeat: float, turn_deg: float = 0.0) -> Any:
+    """A diffuse rectangle, -1..1 in x and y before `to_world`; the texture is repeated and turned by its coordinates.
+
+    A bitmap's own transform would be compiled into the kernel, and LLVM would start anew for every floor.
+    """
+    corners = np.array([[-1.0, -1.0, 0.0], [1.0, -1.0, 0.0], [1.0, 1.0, 0.0], [-1.0, 1.0, 0.0]])
+    uvs = (corners[:, :2] + 1.0) / 2.0 * repeat @ rotation("z", turn_deg)[:2, :2].T
+    up = np.tile([0.0, 0.0, 1.0], (4, 1))
+    mesh = Mesh(corners, up, uvs, np.array([[0, 1, 2], [0, 2, 3]]))
+    bsdf = mi.load_dict({"type": "diffuse", "reflectance": _bitmap(texture)})
+    return _mitsuba_mesh(mesh.moved(np.array(to_world.matrix, np.float64)), bsdf)
 
 
 def build_bsdf(part: Part) -> Any:
@@ -142,8 +174,7 @@ def build_bsdf(part: Part) -> Any:
     return mi.load_dict({"type": "twosided", "bsdf": inner})
 
 
-def _mitsuba_mesh(part: Part, bsdf: Any, matrix: np.ndarray) -> Any:
-    mesh = part.mesh.moved(matrix)
+def _mitsuba_mesh(mesh: Mesh, bsdf: Any) -> Any:
     props = mi.Properties()
     props["mesh_bsdf"] = bsdf
     shape = mi.Mesh(
@@ -181,10 +212,13 @@ def _sky(rng: np.random.Generator) -> np.ndarray:
     return ((picture * (1 - 0.6 * cloud) + 0.6 * cloud * colours[2]) ** 2.2 * 1.3).astype(np.float32)
 
 
-def build_stage(seed: int, *, room: float = 0.0, high_light: bool = False) -> Stage:
+def build_stage(
+    seed: int, *, room: float = 0.0, high_light: bool = False, draw_surface: DrawSurface = tx.surface
+) -> Stage:
     """Floor, background and light of a seed; walls stand `room` further off than the 3.2 to 6.5 units drawn.
 
-    `high_light` brings the light's elevation from 32..70 to 50..72 degrees, for short shadows.
+    `high_light` brings the light's elevation from 32..70 to 50..72 degrees, for short shadows; `draw_surface` gives
+    the pictures on floor and walls.
     """
     rng = np.random.default_rng([seed, 2])
     light = sample_light(rng)
@@ -194,18 +228,13 @@ def build_stage(seed: int, *, room: float = 0.0, high_light: bool = False) -> St
     if background == "corner":  # the side walls would stand between a light from the side and the scene
         light = replace(light, azimuth_deg=light.azimuth_deg * 0.45)
     transform = mi.ScalarTransform4f
-    floor_texture = tx.surface(rng)
-    wall_texture = floor_texture if background == "studio" else tx.surface(rng)
-    floor = _bitmap(floor_texture, repeat=float(rng.uniform(3, 7)), turn_deg=float(rng.uniform(0, 360)))
-    fixed: dict[str, Any] = {
-        "floor": {
-            "type": "rectangle",
-            "to_world": transform().scale([16, 16, 1]),
-            "bsdf": {"type": "diffuse", "reflectance": floor},
-        }
-    }
+    floor_texture = draw_surface(rng)
+    wall_texture = floor_texture if background == "studio" else draw_surface(rng)
+    repeat, turn_deg = float(rng.uniform(3, 7)), float(rng.uniform(0, 360))
+    lie = transform().scale([16, 16, 1])
+    fixed: dict[str, Any] = {"floor": _build_plane(floor_texture, lie, repeat=repeat, turn_deg=turn_deg)}
     wall_y = float(rng.uniform(3.2, 6.5)) + room
-    wall = {"type": "diffuse", "reflectance": _bitmap(wall_texture, repeat=float(rng.uniform(2, 6)))}
+    wall_repeat = float(rng.uniform(2, 6))
     turn = float(rng.uniform(-22, 22)) if background == "wall" else 0.0
     stand = transform().rotate([0, 0, 1], turn).translate([0, wall_y, 0]).rotate([1, 0, 0], 90).scale([16, 16, 1])
     if background == "corner":
@@ -214,9 +243,9 @@ def build_stage(seed: int, *, room: float = 0.0, high_light: bool = False) -> St
             place = (
                 transform().rotate([0, 0, 1], angle).translate([0, wall_y, 0]).rotate([1, 0, 0], 90).scale([16, 16, 1])
             )
-            fixed[name] = {"type": "rectangle", "to_world": place, "bsdf": wall}
+            fixed[name] = _build_plane(wall_texture, place, repeat=wall_repeat)
     elif background != "sky":
-        fixed["wall"] = {"type": "rectangle", "to_world": stand, "bsdf": wall}
+        fixed["wall"] = _build_plane(wall_texture, stand, repeat=wall_repeat)
     if background == "sky":
         tilt = transform().rotate([0, 0, 1], float(rng.uniform(0, 360))).rotate([1, 0, 0], 90)
         bitmap = mi.Bitmap(_sky(rng))
@@ -225,7 +254,8 @@ def build_stage(seed: int, *, room: float = 0.0, high_light: bool = False) -> St
         tint = [light.ambient * c for c in (2 - light.colour[0], 1.0, 2 - light.colour[2])]
         fixed["ambient"] = {"type": "constant", "radiance": {"type": "rgb", "value": tint}}
     fixed["light"] = build_light(light)
-    return Stage(light, background, {name: mi.load_dict(value) for name, value in fixed.items()})
+    loaded = {name: mi.load_dict(value) if isinstance(value, dict) else value for name, value in fixed.items()}
+    return Stage(light, background, loaded)
 
 
 def build_light(light: Light) -> dict[str, Any]:
@@ -238,115 +268,6 @@ def build_light(light: Light) -> dict[str, Any]:
         "radius": light.radius,
         "emitter": emitter,
     }
-
-
-def _sensor(camera: Camera, size_px: int, *, pixel_format: str, rfilter: str, sampler: dict) -> dict[str, Any]:
-    look = mi.ScalarTransform4f().look_at(origin=camera.position().tolist(), target=list(camera.target), up=[0, 0, 1])
-    film = {
-        "type": "hdrfilm",
-        "width": size_px,
-        "height": size_px,
-        "pixel_format": pixel_format,
-        "rfilter": {"type": rfilter},
-    }
-    return {"type": "perspective", "fov": camera.fov_deg, "to_world": look, "film": film, "sampler": sampler}
-
-
-Cast = list[tuple[Actor, Pose]]
-
-
-def render_image(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_samples: int, seed: int) -> np.ndarray:
-    """Linear float32 picture (size, size, 3) of the stage with the cast on it, each pixel the mean over its square."""
-    num_passes = -(-num_samples // 64)  # bounds the memory of the vectorised variants
-    sensor = _sensor(
-        camera,
-        size_px,
-        pixel_format="rgb",
-        rfilter="box",
-        sampler={"type": "independent", "sample_count": num_samples // num_passes},
-    )
-    scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "path", "max_depth": 3}, "sensor": sensor}
-    scene |= stage.fixed
-    for index, (actor, pose) in enumerate(cast):
-        scene |= actor.shapes(pose, f"actor{index}_")
-    loaded = mi.load_dict(scene)
-    passes = [np.array(mi.render(loaded, seed=seed * 64 + index), np.float32) for index in range(num_passes)]
-    return np.mean(passes, axis=0)
-
-
-def render_frame(stage: Stage, cast: Cast, camera: Camera, *, size_px: int, num_samples: int, seed: int) -> np.ndarray:
-    """Linear picture like `render_image`, from few samples, smoothed with albedo and normals as guides."""
-    sensor = _sensor(
-        camera,
-        size_px,
-        pixel_format="rgb",
-        rfilter="gaussian",
-        sampler={"type": "independent", "sample_count": num_samples},
-    )
-    description: dict[str, Any] = {"type": "scene", "sensor": sensor} | stage.fixed
-    for index, (actor, pose) in enumerate(cast):
-        description |= actor.shapes(pose, f"actor{index}_")
-    scene = mi.load_dict(description)
-    path = mi.load_dict({"type": "path", "max_depth": 3})
-    guides = mi.load_dict({"type": "aov", "aovs": "a:albedo,n:sh_normal"})
-    picture = np.array(mi.render(scene, integrator=path, spp=num_samples, seed=seed), np.float32)
-    guide = np.array(mi.render(scene, integrator=guides, spp=2, seed=seed), np.float32)
-    return denoise(picture, guide * np.array([12, 12, 12, 3, 3, 3], np.float32))
-
-
-def render_cutout(
-    actor: Actor, pose: Pose, light: Light, camera: Camera, *, size_px: int, num_samples: int, seed: int
-) -> np.ndarray:
-    """Linear float32 picture (size, size, 4) of the object alone, colours not multiplied by the alpha 0..1."""
-    sensor = _sensor(
-        camera,
-        size_px,
-        pixel_format="rgba",
-        rfilter="box",
-        sampler={"type": "independent", "sample_count": num_samples},
-    )
-    tint = [light.ambient * c for c in (2 - light.colour[0], 1.0, 2 - light.colour[2])]
-    scene: dict[str, Any] = {
-        "type": "scene",
-        "integrator": {"type": "path", "max_depth": 4, "hide_emitters": True},
-        "sensor": sensor,
-        "ambient": {"type": "constant", "radiance": {"type": "rgb", "value": tint}},
-        "light": build_light(light),
-    }
-    scene |= actor.shapes(pose, "actor0_")
-    picture = np.array(mi.render(mi.load_dict(scene), seed=seed), np.float32)
-    picture[..., 3] = np.clip(picture[..., 3], 0, 1)
-    picture[..., :3] /= np.maximum(picture[..., 3:], 1e-4)
-    return picture
-
-
-def render_mask(cast: Cast, camera: Camera, *, size_px: int) -> np.ndarray:
-    """Instance numbers (size, size) uint8, exact: 0 nothing, k the k-th of the cast, seen at the pixel's centre."""
-    sampler = {"type": "stratified", "jitter": False, "sample_count": 1}
-    sensor = _sensor(camera, size_px, pixel_format="luminance", rfilter="box", sampler=sampler)
-    scene: dict[str, Any] = {"type": "scene", "integrator": {"type": "aov", "aovs": "i:shape_index"}, "sensor": sensor}
-    owners = []
-    for index, (actor, pose) in enumerate(cast):
-        shapes = actor.shapes(pose, f"actor{index}_")
-        owners += [index + 1] * len(shapes)
-        scene |= shapes
-    loaded = mi.load_dict(scene)
-    drawn = np.array(mi.render(loaded, spp=1))[..., 0]
-    assert np.array_equal(drawn, np.round(drawn)), "a pixel of the shape index is a mixture"
-    table = np.zeros(int(drawn.max()) + 1, np.uint8)
-    for number, owner in zip(_shape_numbers(loaded), owners, strict=True):
-        if number < len(table):
-            table[number] = owner
-    return table[drawn.astype(int)]
-
-
-def _shape_numbers(scene: Any) -> list[int]:
-    """What the shape-index AOV writes for each shape: its place from 1, in vectorised variants its registry number."""
-    if mi.variant().startswith("scalar"):
-        return list(range(1, len(scene.shapes()) + 1))
-    import drjit
-
-    return [int(drjit.reinterpret_array(mi.UInt32, mi.ShapePtr(shape))[0]) for shape in scene.shapes()]
 
 
 def fit_camera(camera: Camera, groups: list[np.ndarray], *, fill: float) -> Camera:

@@ -75,6 +75,41 @@ def evaluate() -> None:
 
 
 @app.command()
+def evaluate_world(
+    model: Annotated[Path, typer.Option(help="A compositor's folder.")],
+    shards: Annotated[Path, typer.Option(help="Shards of a rendered world; its split test holds new objects.")],
+    out: Annotated[Path, typer.Option(help="The folder for world.json and the two sheets of pictures.")],
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 8,
+    guidance: Annotated[float, typer.Option(help="1 is none; more follows the object more strictly.")] = 1.5,
+    seed: Annotated[int, typer.Option(help="Of the choice of views and of the noise.")] = 0,
+    objects: Annotated[int | None, typer.Option(help="Draw so many of the objects; all if it is left out.")] = None,
+) -> None:
+    """Measure a compositor on the held-out objects of a rendered world: identity, composites, baselines."""
+    with _exit_on_bad_input("evaluate-world"):
+        from imprint.evaluation.world import WorldSettings, run_evaluate_world
+
+        settings = WorldSettings(steps=steps, guidance=guidance, seed=seed, max_objects=objects)
+        run_evaluate_world(model, shards, out=out, settings=settings, threads=threads)
+
+
+@app.command()
+def train_base(
+    shards: Annotated[Path, typer.Option(help="The packed world (python -m demo.render world, then pack).")],
+    params: Annotated[Path, typer.Option(help="What replaces keys of params.yaml.")] = Path("params/base.yaml"),
+    work: Annotated[Path, typer.Option(help="Where the stages work; run again to resume.")] = Path("work/base"),
+    out: Annotated[Path, typer.Option(help="The checkpoint's folder; replaced.")] = Path("checkpoints/base"),
+) -> None:
+    """Train the base model on a rendered world, measure it on held-out objects, and write checkpoints/base."""
+    with _exit_on_bad_input("train-base"):
+        from imprint.base.recipe import train_base as run_train_base
+        from imprint.core.params import load_params
+
+        command = f"python -m imprint train-base --params {params}"
+        run_train_base(load_params(overlay=params), shards, work=work, out=out, command=command)
+
+
+@app.command()
 def composite(
     object_path: Annotated[
         Path, typer.Option("--object", help="The object; without transparency it is segmented first.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS, add_contact_margin, compute_mask_levels, compute_object_size_px
 from imprint.core.pixels import put_on_black, to_model_range
 from imprint.core.prepare import crop_object, crop_scene
-from imprint.core.records import PairRecord
+from imprint.core.records import PairRecord, ViewRecord, load_records, save_records
 from imprint.data import (
     CompositingBatch,
     DrawRules,
@@ -26,6 +27,7 @@ from imprint.data import (
     build_identity_sample,
     check_sizes,
     choose_strangers,
+    halve_batch,
     load_batches,
     select_pairs,
     spread_pairs,
@@ -198,6 +200,51 @@ def test_identity_samples_show_both_views_on_black(reader: ShardReader) -> None:
             expected = to_model_range(put_on_black(view.object_rgba))
             assert np.array_equal(getattr(batch, name)[row].numpy(), expected), name
     assert (batch.reference[(batch.opacity == 0).expand_as(batch.reference)] == -1).all()
+
+
+def test_multiview_pairs_give_stage_2_the_task_of_stage_1(reader: ShardReader) -> None:
+    """The object on black, and all of the picture is the hole, read as a box."""
+    pairs = select_pairs(reader, ["multiview"], split="val")["multiview"][:3]
+    rules = DrawRules(mixture={"multiview": 1.0}, levels={"exact": 1.0})
+    compositing = build_fixed_batch(reader, pairs, rules=rules, build_sample=build_compositing_sample, seed=0)
+    identity = build_fixed_batch(reader, pairs, rules=rules, build_sample=build_identity_sample, seed=0)
+    assert torch.equal(compositing.scene, identity.target)
+    assert torch.equal(compositing.reference, identity.reference)
+    assert compositing.hole.all()
+    assert compositing.level.tolist() == [MASK_LEVELS.index("box")] * 3
+
+
+def test_a_halved_batch_keeps_its_references_and_every_hole(reader: ShardReader) -> None:
+    batch = collate_first(build_dataset(reader), 4)
+    half = halve_batch(batch)
+    assert torch.equal(half.reference, batch.reference)
+    corners = [batch.scene[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    assert torch.allclose(half.scene, torch.stack(corners).mean(0), atol=1e-6)
+    holes = [batch.hole[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    assert torch.equal(half.hole, torch.stack(holes).any(0))
+
+
+def collate_first(dataset: PairDataset[CompositingBatch], count: int) -> CompositingBatch:
+    return next(load_batches(dataset, start_step=0, num_steps=1, batch_size=count, num_workers=0))
+
+
+@pytest.mark.parametrize("absent", ["scene", "object"])
+def test_a_part_that_is_not_stored_follows_from_the_others(synthetic_shards: Path, tmp_path: Path, absent: str) -> None:
+    """A view alone has black about it; an object stored in its scene only is cut out of it."""
+    shutil.copytree(synthetic_shards, tmp_path / "shards")
+    rows = load_records(tmp_path / "shards" / "views.parquet", ViewRecord)
+    empty = {f"{part}_bytes": 0 for part in ({"scene": ("scene", "mask"), "object": ("object",)}[absent])}
+    save_records(tmp_path / "shards" / "views.parquet", ViewRecord, [replace(row, **empty) for row in rows])
+    stored, derived = ShardReader(synthetic_shards), ShardReader(tmp_path / "shards")
+    pair = stored.pairs[0]
+    whole, view = stored.read_pair(pair)[0], derived.read_pair(pair)[0]
+    if absent == "scene":
+        assert np.array_equal(view.object_rgba, whole.object_rgba)
+        assert np.array_equal(view.scene, put_on_black(whole.object_rgba))
+        assert np.array_equal(view.mask, whole.object_rgba[..., 3] > 127)
+    else:
+        assert np.array_equal(view.scene, whole.scene)
+        assert np.array_equal(view.object_rgba, crop_object(whole.scene, whole.mask, whole.scene.shape[0]))
 
 
 def test_strangers_show_other_objects_and_spread_pairs_cover_the_clips(reader: ShardReader) -> None:

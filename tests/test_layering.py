@@ -16,6 +16,7 @@ ROWS = (
     {"models", "diffusion", "data"},
     {"training", "inference"},
     {"evaluation"},
+    {"base"},
     {"serving", "cli", "__main__"},
 )
 LEAVES = {"imprint.core", "imprint.segmentation"}

@@ -171,6 +171,20 @@ def test_saved_model_comes_back_bit_for_bit_and_gives_the_same_files(model: Impr
         assert torch.equal(tokens, model.eval().encode_object(reference))
 
 
+def test_half_precision_halves_the_files_and_is_checked_on_loading(model: ImprintModel, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "whole", stage="s", extra={})
+    save_model(model, tmp_path / "half", stage="s", extra={}, half_precision=True)
+    loaded = load_model(tmp_path / "half")
+    for name, value in loaded.named_parameters():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.get_parameter(name).half().float()), name
+    sizes = [
+        sum(path.stat().st_size for path in (tmp_path / kind).rglob("*.safetensors")) for kind in ("whole", "half")
+    ]
+    assert 0.45 < sizes[1] / sizes[0] < 0.6
+    assert model.unet.conv_in.weight.dtype == torch.float32, "the model itself stays as it was"
+
+
 def test_what_does_not_fit_is_refused_in_one_line(model: ImprintModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no model"):
         load_model(tmp_path)

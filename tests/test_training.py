@@ -28,6 +28,7 @@ from imprint.diffusion import build_generators
 from imprint.models import PRESETS, ImprintModel, build_model, compute_weights_digest, load_model, save_model
 from imprint.tracking import start_run
 from imprint.training.augment import augment_reference
+from imprint.training.compositor_stage import build_start as build_compositor_start
 from imprint.training.compositor_stage import run_train_compositor
 from imprint.training.freeze_stage import run_freeze_encoder
 from imprint.training.loop import check_finite
@@ -40,6 +41,7 @@ from imprint.training.optimizer import (
     set_rates,
     update_ema,
 )
+from imprint.training.pretrain_stage import build_start as build_pretrain_start
 from imprint.training.pretrain_stage import run_pretrain_encoder
 from imprint.training.session import build_validation, train_model
 from imprint.training.state import build_state, load_state, save_state
@@ -124,6 +126,18 @@ def test_null_rate_and_timesteps() -> None:
     fixed = fix_noising(torch.arange(32), shape_chw=(1, 1, 1), seed=0)
     assert not fixed.is_null.any()
     assert sorted((fixed.timestep // 125).unique().tolist()) == list(range(8))
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.5])
+def test_shifted_timesteps_have_the_distribution_of_the_formula(shift: float) -> None:
+    """P(t < T) of a shift s: the share u with s * u / (1 + (s - 1) * u) = T / 1000."""
+    drawn = draw_noising(torch.arange(4000), shape_chw=(1, 1, 1), seed=0, null_rate=0.0, timestep_shift=shift)
+    for bound in (250, 500, 750):
+        share = bound / 1000
+        expected = share / (shift - (shift - 1) * share)
+        assert abs(float((drawn.timestep < bound).double().mean()) - expected) < 0.03
+    assert drawn.timestep.min() >= 0
+    assert drawn.timestep.max() <= 999
 
 
 def test_the_null_token_replaces_the_drawn_samples_alone() -> None:
@@ -358,6 +372,58 @@ def test_an_exploding_run_stops_before_the_weights_are_spoiled(project: Path, pa
         run_pretrain_encoder(exploding, project)
 
 
+# --- where a run starts
+
+
+def freeze_of(project: Path, name: str) -> dict[str, torch.Tensor]:
+    return dict(load_model(project / "models" / name).named_parameters())
+
+
+def test_from_a_model_stage_1_leaves_the_u_nets_encoder_as_it_was(
+    project: Path, params: Params, tmp_path: Path
+) -> None:
+    """And stage 2 takes the U-Net of the named folder, with stage 1's encoder."""
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    shutil.copytree(project / "models" / "compositor", root / "start")
+    started = change(params, pretrain_encoder={"init": "start", "seed": 3})
+    run_pretrain_encoder(started, root)
+    before, after = freeze_of(project, "compositor"), freeze_of(root, "pretrained")
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in same if name.startswith("unet.down_blocks")}
+    assert not {name for name in before if name.startswith("unet.down_blocks")} - same
+    assert "unet.conv_out.weight" not in same
+    run_freeze_encoder(started, root)
+    model = build_compositor_start(root, seed=0, init_unet="start")
+    assert torch.equal(model.unet.conv_in.weight, before["unet.conv_in.weight"])
+    assert compute_weights_digest(model.backbone) == compute_weights_digest(
+        load_model(root / "models/pretrained").backbone
+    )
+
+
+def test_a_start_of_another_preset_is_refused(project: Path, params: Params) -> None:
+    other = change(params, pretrain_encoder={"init": "models/compositor", "preset": "base"})
+    with pytest.raises(InputError, match="of preset tiny, not base"):
+        build_pretrain_start(other.pretrain_encoder, project)
+
+
+def test_the_first_steps_run_at_half_the_size(project: Path, params: Params, tmp_path: Path) -> None:
+    """The model sees targets of half the side as long as the setting says, and the whole ones after that."""
+    seen = []
+    steps = {"half_size_steps": 2, "max_steps": 4, "validate_every_steps": 100, "log_every_steps": 4}
+    task = CompositingTask(change(params, train_compositor=steps).train_compositor)
+    model = build_model(PRESETS["tiny"], seed=0)
+    model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
+    work_dir = tmp_path / "work"
+    run = StageRun(name="half", key="half", work_dir=work_dir, params={}, inputs={})
+    opened = {"stage": run.name, "key": run.key, "work_dir": work_dir, "params": {}, "inputs": {}, "root": tmp_path}
+    options = {"params": task.params, "from_scratch": True, "train_middle_block": True}
+    with start_run(**opened) as tracker:
+        train_model(model, task, reader=ShardReader(project / "data" / "shards"), run=run, tracker=tracker, **options)
+    side = PRESETS["tiny"].latent_px
+    assert seen[:4] == [side // 2, side // 2, side, side]
+
+
 # --- learning
 
 
@@ -374,7 +440,8 @@ def overfit(task: Any, model: ImprintModel, shards: Path, *, project: Path) -> V
     opened = {"stage": run.name, "key": run.key, "work_dir": work_dir, "params": {}, "inputs": {}, "root": project}
     reader = ShardReader(shards)
     with start_run(**opened) as tracker:
-        train_model(model, task, reader=reader, params=task.params, train_middle_block=True, run=run, tracker=tracker)
+        options = {"reader": reader, "params": task.params, "from_scratch": True, "train_middle_block": True}
+        train_model(model, task, run=run, tracker=tracker, **options)
     pairs = [pair for pair in reader.pairs if pair.split == "train"]
     batch = build_fixed_batch(reader, pairs, rules=task.rules, build_sample=task.build_sample, seed=0)
     return Validation(batch=batch, strangers=choose_strangers(pairs), chunk_size=4)

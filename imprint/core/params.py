@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imprint.core.errors import InputError
 from imprint.core.masks import MaskLevel
+from imprint.core.records import PairKind
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -97,6 +98,7 @@ class Training(Section):
     loader_workers: Natural
     max_steps: Count
     batch_size: Count
+    mixture: dict[PairKind, Share]  # kinds of pair, as shares of the samples
     learning_rate: Rates
     warmup_steps: Natural
     weight_decay: Annotated[float, Field(ge=0.0)]
@@ -104,6 +106,8 @@ class Training(Section):
     ema_halflife_share: Share  # of the run's length
     min_snr: Positive  # x0 loss weight: clamp(SNR, min_snr, max_snr)
     max_snr: Positive
+    timestep_shift: Annotated[float, Field(ge=1.0)]  # 1: uniform timesteps; more: more of them with much noise
+    half_size_steps: Natural  # the first steps run at half the preset's size
     null_rate: Share  # object tokens replaced by the null token, per sample
     flip_rate: Share  # reference and target mirrored together
     channel_swap_rate: Share  # colour channels permuted, in reference and target alike: objects of other colours
@@ -116,6 +120,7 @@ class Training(Section):
 
 class PretrainEncoder(Training):
     preset: PresetName
+    init: str  # "fresh", or a model's folder
     train_middle_block: bool  # the figure leaves the U-Net's middle block open
 
 
@@ -124,12 +129,11 @@ class FreezeEncoder(Section):
 
 
 class TrainCompositor(Training):
-    mixture: dict[Literal["video", "single"], Share]  # share of the samples
     mask_levels: dict[MaskLevel, Share]  # drawn per sample
     max_contact_margin: Annotated[float, Field(ge=0.0, le=0.3)]  # of the object's size
     condition_on_level: bool
     outside_weight: Annotated[float, Field(ge=0.0)]  # of the x0 loss outside the hole
-    init_from_stage1: bool  # the U-Net starts from stage 1's
+    init_unet: str  # "stage1", "fresh", or a model's folder
 
 
 class Evaluate(Section):

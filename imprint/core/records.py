@@ -93,6 +93,8 @@ class ViewRecord:
 
     object: RGBA [reference_px, reference_px, 4]; scene: RGB [size_px, size_px, 3] around the object;
     mask: grey [size_px, size_px], the object in the scene, 0 or 255.
+    A part of 0 bytes is not stored but follows from the others: an object seen alone (no scene, no mask) has black
+    about it, and an object that is stored in its scene only is cut out of it.
     """
 
     view_id: str

@@ -5,6 +5,7 @@ from imprint.data.batches import (
     IdentityBatch,
     build_compositing_sample,
     build_identity_sample,
+    halve_batch,
     move_batch,
     select_rows,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "build_identity_sample",
     "check_sizes",
     "choose_strangers",
+    "halve_batch",
     "load_batches",
     "move_batch",
     "select_pairs",

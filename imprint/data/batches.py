@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -52,8 +53,7 @@ Batch = TypeVar("Batch", IdentityBatch, CompositingBatch)
 
 def build_identity_sample(draw: Draw, reference: View, target: View) -> IdentityBatch:
     """A batch of one; the target is brought to the scene's size."""
-    size_hw = target.scene.shape[:2]
-    on_black = resize_image(put_on_black(target.object_rgba), (size_hw[0], size_hw[1]))
+    on_black = _put_target_on_black(target)
     return IdentityBatch(
         position=torch.tensor([draw.position]),
         reference=_to_tensor(_apply(draw, put_on_black(reference.object_rgba))),
@@ -63,18 +63,26 @@ def build_identity_sample(draw: Draw, reference: View, target: View) -> Identity
 
 
 def build_compositing_sample(draw: Draw, reference: View, target: View) -> CompositingBatch:
-    """A batch of one; the hole is the object's mask at the drawn level, with the drawn contact margin."""
-    mask = _mirror(draw, target.mask)
-    hole = compute_mask_levels(mask)[draw.level]
-    hole = add_contact_margin(hole, compute_object_size_px(mask), draw.margin_share)
+    """A batch of one; the hole is the object's mask at the drawn level, with the drawn contact margin.
+
+    A `multiview` pair is stage 1's task in stage 2's terms: the object on black, and all of the picture is the hole.
+    """
+    level, scene = draw.level, target.scene
+    if draw.pair.kind == "multiview":
+        level, scene = MASK_LEVELS[-1], _put_target_on_black(target)
+        hole = np.ones(scene.shape[:2], dtype=bool)
+    else:
+        mask = _mirror(draw, target.mask)
+        hole = compute_mask_levels(mask)[level]
+        hole = add_contact_margin(hole, compute_object_size_px(mask), draw.margin_share)
     return CompositingBatch(
         position=torch.tensor([draw.position]),
         reference=_to_tensor(_apply(draw, put_on_black(reference.object_rgba))),
         opacity=_opacity_tensor(draw, reference),
         is_single=torch.tensor([draw.pair.kind == "single"]),
-        scene=_to_tensor(_apply(draw, target.scene)),
+        scene=_to_tensor(_apply(draw, scene)),
         hole=torch.from_numpy(np.ascontiguousarray(hole))[None, None],
-        level=torch.tensor([MASK_LEVELS.index(draw.level)]),
+        level=torch.tensor([MASK_LEVELS.index(level)]),
     )
 
 
@@ -92,6 +100,20 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """The batch's samples `rows`, in that order."""
     return type(batch)(**{field.name: getattr(batch, field.name)[list(rows)] for field in fields(batch)})
+
+
+def halve_batch(batch: Batch) -> Batch:
+    """Targets of half the side: a pixel is the mean of four, and a hole wherever one was. References stay."""
+    if isinstance(batch, IdentityBatch):
+        return replace(batch, target=F.avg_pool2d(batch.target, 2))
+    hole = F.max_pool2d(batch.hole.float(), 2) > 0
+    return replace(batch, scene=F.avg_pool2d(batch.scene, 2), hole=hole)
+
+
+def _put_target_on_black(target: View) -> np.ndarray:
+    """RGB uint8 of the scene's size: the view's object alone, as large as the canvas allows."""
+    height, width = target.scene.shape[:2]
+    return resize_image(put_on_black(target.object_rgba), (height, width))
 
 
 def _apply(draw: Draw, image: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from imprint.core.errors import InputError
-from imprint.core.pixels import decode_image
+from imprint.core.pixels import decode_image, put_on_black
+from imprint.core.prepare import crop_object
 from imprint.core.records import PairRecord, ViewRecord, build_id, load_records
 
-CACHE_BYTES = 768 << 20  # of decoded views; about 6,000 at 128 px
+CACHE_BYTES = 4 << 30  # of decoded views, at most: about 30,000 at 128 px
+CACHE_SHARE = 0.25  # of the machine's memory, at most
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class View:
 class ShardReader:
     """The views and pairs of a `data/shards` folder. Cheap to copy into another process: the cache stays behind."""
 
-    def __init__(self, directory: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, directory: Path, *, cache_bytes: int | None = None) -> None:
         self.directory = directory
         self.pairs = load_records(directory / "pairs.parquet", PairRecord)
         self._rows = {row.view_id: row for row in load_records(directory / "views.parquet", ViewRecord)}
         self._cache: OrderedDict[str, View] = OrderedDict()
-        self._cached_bytes, self._cache_bytes = 0, cache_bytes
+        self._cached_bytes, self._cache_bytes = 0, limit_cache_bytes() if cache_bytes is None else cache_bytes
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cache": OrderedDict(), "_cached_bytes": 0}
@@ -67,12 +70,28 @@ class ShardReader:
             "scene.jpg": (row.scene_offset, row.scene_bytes),
             "mask.png": (row.mask_offset, row.mask_bytes),
         }
-        images = []
+        parts = {}
         with _open_shard(path) as file:
             for member, (offset, num_bytes) in spans.items():
-                file.seek(offset)
-                images.append(decode_image(file.read(num_bytes), f"{path}: {row.view_id}.{member}"))
-        return View(object_rgba=images[0], scene=images[1][..., :3], mask=images[2][..., 0] > 127)
+                if num_bytes > 0:
+                    file.seek(offset)
+                    parts[member] = decode_image(file.read(num_bytes), f"{path}: {row.view_id}.{member}")
+        if row.scene_bytes == 0:
+            return view_alone(parts["object.png"])
+        scene, mask = parts["scene.jpg"][..., :3], parts["mask.png"][..., 0] > 127
+        found = parts.get("object.png")
+        return View(crop_object(scene, mask, scene.shape[0]) if found is None else found, scene, mask)
+
+
+def limit_cache_bytes() -> int:
+    """How much a reader may keep of what it has decoded."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(CACHE_BYTES, int(CACHE_SHARE * memory_bytes))
+
+
+def view_alone(object_rgba: np.ndarray) -> View:
+    """The view of an object that was seen alone: its scene is the object on black."""
+    return View(object_rgba, put_on_black(object_rgba), object_rgba[..., 3] > 127)
 
 
 def _open_shard(path: Path):

@@ -5,6 +5,7 @@ No times, run ids or paths are written: the same weights give the same bytes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -44,18 +45,21 @@ def save_model(
     stage: str,
     extra: Mapping[str, Any],
     parts: Iterable[str] = PARTS,
+    half_precision: bool = False,
 ) -> None:
-    """Write `parts` of the model and the card `imprint.json`; `extra` goes into the card."""
-    parts = list(parts)
+    """Write `parts` of the model and the card `imprint.json`; `extra` goes into the card.
+
+    half_precision: weights are stored as float16; the digests are those of what `load_model` makes of them (float32).
+    """
     transformers_logging.disable_progress_bar()
+    digests = {}
     for part in parts:
-        getattr(model, part).save_pretrained(directory / part)
-    card = {
-        "format_version": FORMAT_VERSION,
-        "stage": stage,
-        "preset": asdict(model.preset),
-        "digests": {part: compute_weights_digest(getattr(model, part)) for part in parts},
-    }
+        module = getattr(model, part)
+        if half_precision:
+            module = copy.deepcopy(module).half()
+        module.save_pretrained(directory / part)
+        digests[part] = compute_weights_digest(module.float() if half_precision else module)
+    card = {"format_version": FORMAT_VERSION, "stage": stage, "preset": asdict(model.preset), "digests": digests}
     write_json_atomic(directory / "imprint.json", card | dict(extra))
 
 

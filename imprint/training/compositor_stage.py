@@ -10,7 +10,7 @@ from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import ImprintModel, build_model, load_card, load_part
 from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
-from imprint.training.pretrain_stage import CODE, SHARDS
+from imprint.training.pretrain_stage import CODE, FRESH, SHARDS
 from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask
 
@@ -24,15 +24,17 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
     `InputError` names both digests if the encoder's backbone is not the recorded one, before training or after.
     """
     section = params.train_compositor
-    run = open_stage(STAGE, section, [SHARDS, ENCODER, PRETRAINED], CODE, root)
+    start = [] if section.init_unet == FRESH else [Path(section.init_unet)]
+    run = open_stage(STAGE, section, [SHARDS, ENCODER, *start], CODE, root)
     with work_on(run, root) as tracker:
-        model = build_start(root, seed=section.seed, init_from_stage1=section.init_from_stage1)
+        model = build_start(root, seed=section.seed, init_unet=section.init_unet)
         recorded = load_card(root / ENCODER)["digests"]
         state = train_model(
             model,
             CompositingTask(section),
             reader=ShardReader(root / SHARDS),
             params=section,
+            from_scratch=False,
             train_middle_block=True,
             run=run,
             tracker=tracker,
@@ -43,14 +45,18 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
         tracker.log_model(kind="compositor", directory=root / OUT, metrics=get_final_metrics(state))
 
 
-def build_start(root: Path, *, seed: int, init_from_stage1: bool) -> ImprintModel:
-    """The frozen encoder with stage 1's U-Net, or with a fresh one. Every loaded part is checked against its card."""
+def build_start(root: Path, *, seed: int, init_unet: str) -> ImprintModel:
+    """The frozen encoder with the U-Net of the folder `init_unet`, or with a fresh one; parts are checked on loading.
+
+    Stage 1's own U-Net has to have been trained with this encoder; that of another model learns to read it here.
+    """
     model = build_model(load_preset(root / ENCODER), seed)
     for part in ENCODER_PARTS:
         load_part(model, part, root / ENCODER)
-    if init_from_stage1:
+    if init_unet == PRETRAINED.as_posix():
         check_same_backbone(root / ENCODER, root / PRETRAINED)
-        load_part(model, "unet", root / PRETRAINED)
+    if init_unet != FRESH:
+        load_part(model, "unet", root / init_unet)
     return model
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from imprint.core.errors import InputError
 from imprint.core.params import Training
 from imprint.core.progress import show_progress
-from imprint.data import move_batch
+from imprint.data import halve_batch, move_batch
 from imprint.models import ImprintModel
 from imprint.tracking import Tracker
 from imprint.training.interrupts import catch_signals
@@ -92,8 +92,16 @@ def prepare_batch(trainer: Trainer, model: ImprintModel, *, batch: Any, step: in
     params, preset = trainer.params, model.preset
     batch = move_batch(batch, model.device)
     batch = trainer.task.augment(batch, seed=params.seed * 1_000_003 + step)
-    shape_chw = (preset.latent_channels, preset.latent_px, preset.latent_px)
-    noising = draw_noising(batch.position, shape_chw=shape_chw, seed=params.seed, null_rate=params.null_rate)
+    latent_px = preset.latent_px
+    if step < params.half_size_steps:
+        batch, latent_px = halve_batch(batch), latent_px // 2
+    noising = draw_noising(
+        batch.position,
+        shape_chw=(preset.latent_channels, latent_px, latent_px),
+        seed=params.seed,
+        null_rate=params.null_rate,
+        timestep_shift=params.timestep_shift,
+    )
     return batch, noising
 
 

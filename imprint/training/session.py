@@ -54,6 +54,7 @@ def train_model(
     *,
     reader: ShardReader,
     params: Training,
+    from_scratch: bool,
     train_middle_block: bool,
     run: StageRun,
     tracker: Tracker,
@@ -67,7 +68,7 @@ def train_model(
     with deterministic(params.threads):
         accelerator = build_accelerator()
         model.to(accelerator.device)
-        apply_freeze_map(model, task.stage, from_scratch=preset.from_scratch, train_middle_block=train_middle_block)
+        apply_freeze_map(model, task.stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
         state = build_state(model, build_optimizer(model, params))
         trainer = Trainer(
             name=run.name,

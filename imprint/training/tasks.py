@@ -57,7 +57,7 @@ class IdentityTask:
     @property
     def rules(self) -> DrawRules:
         flip, swap = self.params.flip_rate, self.params.channel_swap_rate
-        return DrawRules(mixture={"multiview": 1.0}, flip_rate=flip, swap_rate=swap)
+        return DrawRules(mixture=choose_mixture(self.params), flip_rate=flip, swap_rate=swap)
 
     def augment(self, batch: IdentityBatch, *, seed: int) -> IdentityBatch:
         jitter = self.params.colour_jitter
@@ -101,7 +101,7 @@ class CompositingTask:
     @property
     def rules(self) -> DrawRules:
         return DrawRules(
-            mixture={kind: share for kind, share in self.params.mixture.items() if share > 0},
+            mixture=choose_mixture(self.params),
             levels=self.params.mask_levels,
             max_contact_margin=self.params.max_contact_margin,
             flip_rate=self.params.flip_rate,
@@ -154,6 +154,11 @@ def encode_or_null(
 def build_weighting(params: Training, *, outside: float = 0.0) -> Weighting:
     """The loss weights of a params section."""
     return Weighting(min_snr=params.min_snr, max_snr=params.max_snr, outside=outside)
+
+
+def choose_mixture(params: Training) -> dict[PairKind, float]:
+    """Kind of pair => its share, of those that have one."""
+    return {kind: share for kind, share in params.mixture.items() if share > 0}
 
 
 def list_kinds(task: Task) -> list[PairKind]:

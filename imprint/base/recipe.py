@@ -1,0 +1,80 @@
+"""`make base`: from the world's shards to `checkpoints/base`. Needs neither DVC nor a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from imprint.base.export import export_base
+from imprint.core.errors import InputError
+from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
+from imprint.core.params import Params
+from imprint.evaluation.world import WorldSettings, run_evaluate_world
+from imprint.training.compositor_stage import OUT as COMPOSITOR
+from imprint.training.compositor_stage import run_train_compositor
+from imprint.training.freeze_stage import run_freeze_encoder
+from imprint.training.pretrain_stage import SHARDS, run_pretrain_encoder
+
+STAGES: dict[str, Callable[[Params, Path], None]] = {
+    "pretrain_encoder": run_pretrain_encoder,
+    "freeze_encoder": run_freeze_encoder,
+    "train_compositor": run_train_compositor,
+}
+REPORT = Path("reports/world")
+
+
+def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: str) -> None:
+    """Run both stages in the folder `work`, measure on the held-out objects, and write the checkpoint to `out`.
+
+    Finished stages are not run again for the same parameters and shards; an interrupted one resumes. `command` goes
+    into the model card.
+    """
+    if not (shards / "pairs.parquet").is_file():
+        raise InputError(f"{shards} holds no shards (no pairs.parquet); see demo/README.md for how to render the world")
+    work.mkdir(parents=True, exist_ok=True)
+    _place_shards(shards, work / SHARDS)
+    digest = compute_path_digest(shards)
+    for name, run in STAGES.items():
+        digest = compute_digest(json.dumps([digest, name, getattr(params, name).model_dump(mode="json")]))
+        record = work / "finished" / f"{name}.json"
+        if record.is_file() and json.loads(record.read_text())["digest"] == digest:
+            continue
+        started_s = time.monotonic()
+        run(params, work)
+        write_json_atomic(record, {"digest": digest, "minutes": round((time.monotonic() - started_s) / 60, 1)})
+    threads = params.train_compositor.threads
+    metrics = run_evaluate_world(
+        work / COMPOSITOR, shards, out=work / REPORT, settings=WorldSettings(), threads=threads
+    )
+    minutes = {name: json.loads((work / "finished" / f"{name}.json").read_text())["minutes"] for name in STAGES}
+    export_base(work / COMPOSITOR, out, facts=collect_facts(params, minutes, command), metrics=metrics)
+
+
+def collect_facts(params: Params, minutes: dict[str, float], command: str) -> dict[str, str]:
+    """What the model card says of how the model was made."""
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    facts = {"Command": f"`{command}`", "Machine": f"{machine} ({platform.machine()}), torch {torch.__version__}"}
+    for name, title in (("pretrain_encoder", "Stage 1"), ("train_compositor", "Stage 2")):
+        section = getattr(params, name)
+        size = f", the first {section.half_size_steps:,} at half the size" if section.half_size_steps else ""
+        facts[title] = (
+            f"{section.max_steps:,} steps of {section.batch_size} samples{size}; seed {section.seed}; "
+            f"{minutes[name]} minutes (of the last, uninterrupted part)"
+        )
+    return facts
+
+
+def _place_shards(shards: Path, target: Path) -> None:
+    """The stages read `data/shards` of their folder: a link to the world's."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        raise InputError(f"{target} is in the way; name another --work folder")
+    target.symlink_to(shards.resolve(), target_is_directory=True)

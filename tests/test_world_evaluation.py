@@ -1,0 +1,252 @@
+"""`evaluate-world`: retrieval, the choice of pairs, requests without the truth, sheets, and the command as a whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from data_prep.shards.packing import ViewKey, encode_view, write_shard
+from imprint.cli import app
+from imprint.core.errors import InputError
+from imprint.core.masks import MASK_LEVELS
+from imprint.core.params import PackShards
+from imprint.core.pixels import load_image, put_on_black
+from imprint.core.records import PairKind, PairRecord, ViewRecord, build_id, save_records
+from imprint.data import ShardReader, View
+from imprint.evaluation.world import (
+    CASE_TILES,
+    NUM_COMPOSITES,
+    OBJECT_TILES,
+    WorldSettings,
+    build_request,
+    build_sheet,
+    choose_object_pairs,
+    choose_scene_pairs,
+    find_hits,
+    find_object,
+    run_evaluate_world,
+)
+from imprint.models import PRESETS, build_model, save_model
+from tests.evaluation_cases import draw_case
+
+NUM_OBJECTS, NUM_ALONE, NUM_SCENES = 5, 2, 2
+SIZE_PX = 64
+OUTS = ("contact_sheet.png", "objects_sheet.png", "world.json")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compositor of random weights, and a world of five objects, each seen alone twice and in two scenes."""
+    root = tmp_path_factory.mktemp("world")
+    torch.set_num_threads(1)
+    model = build_model(PRESETS["tiny"], seed=0)
+    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    save_model(model, root / "compositor", stage="train_compositor", extra={})
+    write_world(root / "shards", SIZE_PX)
+    return root
+
+
+def write_world(folder: Path, size_px: int, *, split: str = "test") -> Path:
+    folder.mkdir(parents=True)
+    params = PackShards(size_px=size_px, reference_px=size_px, scene_context=2.0, jpeg_quality=95, shard_mb=64.0)
+    views, pairs = [], []
+    for number in range(NUM_OBJECTS):
+        clip_id = f"object{number}"
+        for index in range(NUM_ALONE + NUM_SCENES):
+            key = ViewKey(split, clip_id, 1, index)  # pyright: ignore[reportArgumentType]
+            views.append((key, encode_view(*draw_view(number, index), params)))
+        pairs += [build_pair("multiview", split, clip_id, 0, 1), build_pair("multiview", split, clip_id, 1, 0)]
+        scenes = range(NUM_ALONE, NUM_ALONE + NUM_SCENES)
+        pairs += [build_pair("video", split, clip_id, alone, scene) for alone in range(NUM_ALONE) for scene in scenes]
+        pairs += [build_pair("single", split, clip_id, alone, alone) for alone in range(NUM_ALONE)]
+    save_records(folder / "views.parquet", ViewRecord, write_shard(folder / "test-00000.tar", views))
+    save_records(folder / "pairs.parquet", PairRecord, pairs)
+    return folder
+
+
+def draw_view(number: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    case = draw_case(20 + number, SIZE_PX)
+    if index >= NUM_ALONE:
+        return np.roll(case["truth"], index, 1), np.roll(case["object_mask"], index, 1)
+    image, mask = put_on_black(case["reference"]), case["reference"][..., 3] > 127
+    return np.roll(image, 2 * index, 1), np.roll(mask, 2 * index, 1)
+
+
+def build_pair(kind: PairKind, split: str, clip_id: str, reference: int, target: int) -> PairRecord:
+    return PairRecord(
+        pair_id=build_id(kind, clip_id, reference, target),
+        kind=kind,
+        split=split,  # pyright: ignore[reportArgumentType]
+        clip_id=clip_id,
+        track=1,
+        reference_index=reference,
+        target_index=target,
+        gap_frames=0,
+        gap_s=0.0,
+        view_change=0.5,
+    )
+
+
+def run(project: Path, out: Path, *options: str) -> str:
+    folders = ["--model", str(project / "compositor"), "--shards", str(project / "shards"), "--out", str(out)]
+    done = CliRunner().invoke(app, ["evaluate-world", *folders, "--steps", "2", *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_each_true_picture_is_found_and_an_exchanged_one_is_not() -> None:
+    colours = [(230, 40, 40), (40, 230, 40), (40, 40, 230), (230, 230, 40)]
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 10:22] = True
+    gallery = [(np.where(mask[..., None], np.uint8(colour), np.uint8(0)), mask) for colour in colours]
+    assert find_hits(gallery, gallery).tolist() == [1, 1, 1, 1]
+    swapped = [gallery[1], gallery[0], gallery[2], gallery[3]]
+    assert find_hits(swapped, gallery).tolist() == [0, 0, 1, 1]
+
+
+def test_the_objects_mask_is_the_largest_bright_piece_without_holes() -> None:
+    sample = np.full((32, 32, 3), 8, np.uint8)  # not quite black
+    sample[4:20, 6:26, 1] = 200
+    sample[10:12, 10:12] = 0  # a dark print
+    sample[28:30, 28:30] = 255  # a speck
+    expected = np.zeros((32, 32), bool)
+    expected[4:20, 6:26] = True
+    assert np.array_equal(find_object(sample), expected)
+    assert find_object(np.zeros((32, 32, 3), np.uint8)).all()
+
+
+def test_an_objects_pair_depends_on_the_seed_and_the_object_alone(project: Path) -> None:
+    pairs = ShardReader(project / "shards").pairs
+    chosen = choose_object_pairs(pairs, WorldSettings())
+    assert [pair.clip_id for pair in chosen] == [f"object{number}" for number in range(NUM_OBJECTS)]
+    assert {pair.kind for pair in chosen} == {"multiview"}
+    assert choose_object_pairs(pairs[::-1], WorldSettings()) == chosen
+    few = choose_object_pairs(pairs, WorldSettings(max_objects=3))
+    assert len(few) == 3
+    assert set(few) < set(chosen)
+    others = [choose_object_pairs(pairs, WorldSettings(seed=seed)) for seed in range(1, 5)]
+    assert any(other != chosen for other in others)
+
+
+def test_no_object_has_its_second_composite_before_all_had_one(project: Path) -> None:
+    pairs = ShardReader(project / "shards").pairs
+    chosen = choose_scene_pairs(pairs, [f"object{number}" for number in range(4)], seed=0)
+    rounds = [{pair.clip_id for pair in chosen[start : start + 4]} for start in range(0, len(chosen), 4)]
+    assert rounds == [{"object0", "object1", "object2", "object3"}] * (NUM_ALONE * NUM_SCENES)
+    many = [build_pair("video", "test", f"object{number}", 0, 2) for number in range(NUM_COMPOSITES + 9)]
+    first = choose_scene_pairs(many, [pair.clip_id for pair in many], seed=0)
+    assert len({pair.clip_id for pair in first}) == len(first) == NUM_COMPOSITES
+
+
+@pytest.mark.parametrize("level", MASK_LEVELS)
+def test_a_request_shows_the_scene_outside_the_hole_and_nothing_of_the_truth_inside(project: Path, level: str) -> None:
+    reader = ShardReader(project / "shards")
+    pair = next(pair for pair in reader.pairs if pair.kind == "video")
+    reference, target = reader.read_pair(pair)
+    request = build_request(reference, target, level=level, seed=3)  # pyright: ignore[reportArgumentType]
+    assert (request.level, request.seed) == (level, 3)
+    assert np.array_equal(request.background[~request.hole], target.scene[~request.hole])
+    assert np.array_equal(request.hole & target.mask, target.mask)
+    assert np.array_equal(request.hole, target.mask) == (level == "exact")
+    other = View(target.object_rgba, np.where(request.hole[..., None], 255 - target.scene, target.scene), target.mask)
+    again = build_request(reference, other, level=level, seed=3)  # pyright: ignore[reportArgumentType]
+    assert np.array_equal(again.background, request.background)
+
+
+def test_a_hole_never_covers_all_of_the_scene() -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[9:55, 9:55] = True  # its box with the margin would
+    view = View(np.full((64, 64, 4), 255, np.uint8), np.full((64, 64, 3), 90, np.uint8), mask)
+    hole = build_request(view, view, level="box", seed=0).hole
+    assert hole[mask].all()
+    assert not hole.all()
+
+
+def test_tiles_of_a_sheet_keep_their_pixels() -> None:
+    tiles = [np.random.default_rng(n).integers(0, 256, (SIZE_PX, SIZE_PX, 3)).astype(np.uint8) for n in range(6)]
+    rows = [(tiles[:2], ("a", "b")), (tiles[2:4], ("c", "d")), (tiles[4:], ("e", "f"))]
+    sheet = build_sheet(rows, ("one", "two"))
+    for number, tile in enumerate(tiles):
+        row, place = divmod(number, 2)
+        y0, x0 = 26 + row // 2 * 68, row % 2 * (92 + 2 * 68) + 92 + place * 68
+        assert np.array_equal(sheet[y0 : y0 + SIZE_PX, x0 : x0 + SIZE_PX], tile)
+
+
+def test_the_same_seed_gives_the_same_files(project: Path, tmp_path: Path) -> None:
+    printed = run(project, tmp_path / "a")
+    assert run(project, tmp_path / "b") == printed
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab")
+    assert tuple(sorted(first)) == OUTS
+    assert first == second
+    results = json.loads(first["world.json"])
+    identity, composites = results["identity"], results["composites"]
+    assert (identity["num_objects"], identity["chance_top1"]) == (NUM_OBJECTS, 0.2)
+    assert identity["ceiling_top1"]["mean"] == 1.0
+    assert (composites["num_composites"], composites["num_objects"]) == (NUM_OBJECTS * 4, NUM_OBJECTS)
+    assert composites["all"]["paste psnr_db"]["low"] <= composites["all"]["paste psnr_db"]["mean"]
+    assert set(composites) == {"num_composites", "num_objects", "all", *MASK_LEVELS}
+    gain = identity["right_psnr_db"]["mean"] - identity["stranger_psnr_db"]["mean"]
+    assert gain == pytest.approx(identity["gain_psnr_db"]["mean"], abs=2e-4)
+    assert results["protocol"]["hash"] in printed
+    side_px = SIZE_PX + 4
+    for name, titles, rows in (("contact_sheet", CASE_TILES, 10), ("objects_sheet", OBJECT_TILES, 3)):
+        shape = load_image(tmp_path / "a" / f"{name}.png").shape
+        assert shape == (26 + rows * side_px, 2 * (92 + len(titles) * side_px), 3)
+
+
+def test_other_settings_are_another_protocol(project: Path, tmp_path: Path) -> None:
+    settings = [WorldSettings(steps=1, max_objects=2), WorldSettings(steps=1, max_objects=2, guidance=2.0)]
+    results = [
+        run_evaluate_world(project / "compositor", project / "shards", out=tmp_path, settings=each) for each in settings
+    ]
+    assert results[0]["identity"]["num_objects"] == 2
+    assert results[0]["protocol"]["hash"] != results[1]["protocol"]["hash"]
+    assert results[0]["model"] == results[1]["model"]
+
+
+def test_bad_input_is_one_line_that_names_culprit_and_remedy(project: Path, tmp_path: Path) -> None:
+    def fail(match: str, shards: Path = project / "shards", out: Path = tmp_path / "out", **changes: int) -> None:
+        settings = WorldSettings(**{"steps": 1, **changes})  # pyright: ignore[reportArgumentType]
+        with pytest.raises(InputError, match=match) as caught:
+            run_evaluate_world(project / "compositor", shards, out=out, settings=settings)
+        assert "\n" not in str(caught.value)
+
+    fail("--objects at least 2", max_objects=1)
+    fail("--objects at least 2", max_objects=-3)
+    fail("--steps", steps=0)
+    (tmp_path / "file").write_text("")
+    fail(r"--out .*file is a file; name a folder", out=tmp_path / "file")
+    fail(r"none.pairs\.parquet is missing", shards=tmp_path / "none")
+    train = write_world(tmp_path / "train", SIZE_PX, split="train")
+    fail(r"train has 0 objects .* in split test, 2 and 1 are needed; pack", shards=train)
+    large = write_world(tmp_path / "large", 96)
+    fail(r"size_px 96, but preset tiny needs 64", shards=large)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_exits_with_two_and_the_line(project: Path, tmp_path: Path) -> None:
+    folders = ["--model", str(tmp_path), "--shards", str(project / "shards"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["evaluate-world", *folders])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"evaluate-world: {tmp_path} holds no model")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_composite_leaves_the_scene_alone_outside_the_hole(project: Path, tmp_path: Path) -> None:
+    """Read off the contact sheet: what is no hole in the second tile is equal in the third to the fifth."""
+    run(project, tmp_path, "--objects", "2")
+    sheet = load_image(tmp_path / "contact_sheet.png")
+    _, marked, ours, paste, truth = (
+        sheet[26 : 26 + SIZE_PX, 92 + place * 68 : 92 + place * 68 + SIZE_PX] for place in range(len(CASE_TILES))
+    )
+    outside = cv2.erode((marked == truth).all(axis=-1).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert outside.sum() > 100
+    assert np.array_equal(ours[outside], truth[outside])
+    assert np.array_equal(paste[outside], truth[outside])
+    assert not np.array_equal(ours, truth)
