@@ -29,7 +29,6 @@ class Preset:
     norm_groups: int
     pooled: bool  # the mean object token is added to the time embedding
     prediction_type: PredictionType
-    from_scratch: bool  # no pretrained weights: the U-Net has nothing worth freezing in stage 1
 
     @property
     def latent_channels(self) -> int:
@@ -59,7 +58,6 @@ _TINY = Preset(
     norm_groups=8,
     pooled=True,
     prediction_type="sample",
-    from_scratch=True,
 )
 
 _BASE = Preset(
@@ -80,7 +78,6 @@ _BASE = Preset(
     norm_groups=16,
     pooled=True,
     prediction_type="sample",
-    from_scratch=True,
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_TINY, _BASE)}
