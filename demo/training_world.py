@@ -7,6 +7,7 @@ CAMERAS_PER_STAGE cameras each. One tar per object; `demo.world_shards` packs th
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -103,8 +104,8 @@ def _shift_view(camera: Camera, rng: np.random.Generator) -> Camera:
     reach = camera.distance * np.tan(np.radians(camera.fov_deg / 2)) * 0.25
     axes = camera.matrix()[:3, :3]
     shift = axes[0] * rng.uniform(-reach, reach) + axes[1] * rng.uniform(-reach, reach)
-    target = tuple(float(value) for value in np.asarray(camera.target) + shift)
-    return Camera(target, camera.distance, camera.elevation_deg, camera.fov_deg, camera.azimuth_deg)
+    x, y, z = (float(value) for value in np.asarray(camera.target) + shift)
+    return replace(camera, target=(x, y, z))
 
 
 def draw_surface(rng: np.random.Generator) -> np.ndarray:

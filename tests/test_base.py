@@ -16,7 +16,7 @@ from imprint.base.export import check_size
 from imprint.base.recipe import train_base
 from imprint.core.errors import InputError
 from imprint.core.params import Params, load_params
-from imprint.core.pixels import decode_image, encode_image, put_on_black
+from imprint.core.pixels import decode_image, encode_image, load_image, put_on_black
 from imprint.data import ShardReader
 from imprint.models import load_card, load_model
 
@@ -154,6 +154,9 @@ def test_the_checkpoint_is_whole_small_and_in_half_precision(base: Path) -> None
         assert torch.equal(shipped.get_parameter(name), value.half().float()), name
     assert load_card(base / "base")["steps"] == SHORT["max_steps"]
     assert (base / "base" / "scheduler" / "scheduler_config.json").is_file()
+    for name in ("contact_sheet", "objects_sheet"):
+        whole = load_image(base / "work" / "reports" / "world" / f"{name}.png")
+        assert load_image(base / "base" / f"{name}.jpg").shape == whole.shape
 
 
 def test_the_card_has_the_measured_numbers_and_the_command(base: Path) -> None:

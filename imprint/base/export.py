@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from imprint.core.errors import InputError
 from imprint.core.files import publish_dir, write_bytes_atomic, write_json_atomic
+from imprint.core.pixels import load_image, save_image
 from imprint.models import load_card, load_model, save_model
 
 MAX_FILE_BYTES, MAX_BYTES = 16_000_000, 20_000_000
 _KEPT = ("encoder_digests", "condition_on_level", "steps")  # of the compositor's own card
 
 
-def export_base(source: Path, target: Path, *, facts: Mapping[str, str], metrics: Mapping[str, Any]) -> None:
-    """Write the compositor in `source` to `target`, replacing it: weights, scheduler, `metrics.json` and `README.md`.
+def export_base(
+    source: Path, target: Path, *, facts: Mapping[str, str], metrics: Mapping[str, Any], sheets: Sequence[Path]
+) -> None:
+    """Write the compositor in `source` to `target`, replacing it: weights, scheduler, `metrics.json`, `README.md`, and
+    the pictures `sheets` as JPEG.
 
     `InputError` if a file or the whole would be too large to live in a Git repository.
     """
@@ -30,6 +34,8 @@ def export_base(source: Path, target: Path, *, facts: Mapping[str, str], metrics
     save_model(model, scratch, stage=card["stage"], extra=kept, half_precision=True)
     shutil.copytree(source / "scheduler", scratch / "scheduler")
     write_json_atomic(scratch / "metrics.json", dict(metrics))
+    for sheet in sheets:
+        save_image(scratch / f"{sheet.stem}.jpg", load_image(sheet))
     parameters = {part: count_parameters(getattr(model, part)) for part in ("backbone", "adapter", "unet")}
     text = render_card(preset=model.preset.name, parameters=parameters, facts=facts, metrics=metrics)
     write_bytes_atomic(scratch / "README.md", text.encode())

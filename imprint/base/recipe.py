@@ -53,7 +53,9 @@ def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: 
         work / COMPOSITOR, shards, out=work / REPORT, settings=WorldSettings(), threads=threads
     )
     minutes = {name: json.loads((work / "finished" / f"{name}.json").read_text())["minutes"] for name in STAGES}
-    export_base(work / COMPOSITOR, out, facts=collect_facts(params, minutes, command), metrics=metrics)
+    facts = collect_facts(params, minutes, command)
+    sheets = [work / REPORT / name for name in ("contact_sheet.png", "objects_sheet.png")]
+    export_base(work / COMPOSITOR, out, facts=facts, metrics=metrics, sheets=sheets)
 
 
 def collect_facts(params: Params, minutes: dict[str, float], command: str) -> dict[str, str]:
