@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from imprint.core.errors import InputError
 from imprint.core.params import Params, load_params
 from imprint.core.stage import run_command
 
@@ -52,6 +54,20 @@ def pack_shards() -> None:
     from data_prep.shards.stage import run_pack_shards
 
     _run("pack_shards", run_pack_shards)
+
+
+@app.command()
+def validate(path: str) -> None:
+    """Say in one page which layout PATH has, what is usable, what is wrong and how to mend it. Writes nothing."""
+    from data_prep.validate import validate_source
+
+    try:
+        page, usable = validate_source(path, load_params().ingest)
+    except InputError as error:
+        print(f"validate: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(page, end="")
+    raise typer.Exit(0 if usable else 2)
 
 
 def _run(stage: str, body: Callable[[Params], None]) -> None:

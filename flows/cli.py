@@ -13,7 +13,14 @@ import imprint.cli
 from imprint.core.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.registered_commands += [*data_prep.cli.app.registered_commands, *imprint.cli.app.registered_commands]
+# `validate` says nothing without its noun: it is `imprint data validate`
+data = typer.Typer(no_args_is_help=True, help="Look at a source of data before it is used.")
+data.command()(data_prep.cli.validate)
+app.add_typer(data, name="data")
+stages = [
+    command for command in data_prep.cli.app.registered_commands if command.callback is not data_prep.cli.validate
+]
+app.registered_commands += [*stages, *imprint.cli.app.registered_commands]
 
 
 @app.callback()

@@ -79,6 +79,7 @@ def test_path_digest_sees_names_and_contents_but_no_caches(tmp_path: Path) -> No
 )
 def test_records_round_trip(tmp_path: Path, kind: type) -> None:
     names = {"int": 7, "float": 0.25, "str": "text", "Split": "val", "PairKind": "video"}
+    names |= {"Layout": "davis", "Order": "time", "tuple[str, ...]": ("a", "b")}
     values = {field.name: names.get(str(field.type), (1, 2, 3, 4)) for field in dataclasses.fields(kind)}
     rows = [kind(**values), kind(**values)]
     records.save_records(tmp_path / "rows.parquet", kind, rows)
@@ -90,7 +91,7 @@ def test_records_round_trip(tmp_path: Path, kind: type) -> None:
 def test_records_of_another_type_or_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     records.save_records(path, records.Rejection, [])
-    with pytest.raises(InputError, match="holds Rejection version 1, not ClipRecord version 1"):
+    with pytest.raises(InputError, match="holds Rejection version 1, not ClipRecord version 2"):
         records.load_records(path, records.ClipRecord)
     table = pq.read_table(path)
     metadata = {"record": "Rejection", "schema_version": "999"}

@@ -81,7 +81,7 @@ def test_a_killed_stage_resumes_with_the_clips_that_are_missing(prepared, tmp_pa
 
 
 def test_a_rerun_of_masks_and_pairs_gives_the_same_bytes(prepared, tmp_path, clip_params):
-    root = copy_inputs(prepared, tmp_path, "frames")
+    root = copy_inputs(prepared, tmp_path, "clips.parquet", "frames")
     run_segment_objects(clip_params, root)
     run_mine_pairs(clip_params, root)
     assert read_tree(root / "data/masks") == read_tree(prepared / "data/masks")

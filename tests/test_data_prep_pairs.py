@@ -103,7 +103,7 @@ def test_views_along_the_border_are_left_out_with_a_row(prepared):
     first = [row for row in masks if row.clip_id == masks[0].clip_id]
     lonely = dataclasses.replace(first[0], track=9)
     rows = [dataclasses.replace(row, border_contact=0.2 if number < 3 else 0.1) for number, row in enumerate(first)]
-    usable, rejections = select_views([*rows, lonely], PARAMS)
+    usable, rejections = select_views([*rows, lonely], PARAMS, {first[0].clip_id: "time"})
     assert usable == {first[0].clip_id: [rows[3:]]}
     assert [(row.item, row.reason) for row in rejections] == [
         *[(f"{row.clip_id}:{row.track}:{row.sample_index}", "border_contact") for row in rows[:3]],

@@ -63,32 +63,44 @@ class FrameFilter:
     rows: list[FrameRecord] = field(default_factory=list)
     members: list[tuple[str, bytes]] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+    _shot: int = 0
+    _last_hash: int | None = None
+    _is_cut: Callable[[int, np.ndarray], bool] | None = None
 
     def run(self, images: Iterable[np.ndarray], indices: Sequence[int]) -> None:
         """Filter the images of the frame numbers `indices`."""
-        is_cut = build_cut_detector(self.params.cut_threshold)
-        shot, last_hash = 0, None
         for sample_index, (source_index, image) in enumerate(zip(indices, images, strict=False)):
-            small = fit_side(image, self.params.max_side_px)
-            shot += is_cut(sample_index, small)
-            sharpness = compute_sharpness(small)
-            if sharpness < self.params.min_sharpness:
-                self._reject(sample_index, "blurred", f"sharpness {sharpness:.1f}")
-                continue
-            phash = compute_phash(small)
-            if last_hash is not None and count_bits(phash ^ last_hash) < self.params.min_hash_distance:
-                self._reject(sample_index, "near_duplicate", "of the last kept frame")
-                continue
-            last_hash = phash
-            self._keep(sample_index, source_index, shot, sharpness, phash, small)
+            self.add(fit_side(image, self.params.max_side_px), sample_index, source_index)
 
-    def _reject(self, sample_index: int, reason: str, detail: str) -> None:
+    def add(self, small: np.ndarray, sample_index: int, source_index: int) -> bool:
+        """Filter one picture of the right size; is it kept? Pictures that are no video are each a shot of their own."""
+        if self.clip.order == "time":
+            self._is_cut = self._is_cut or build_cut_detector(self.params.cut_threshold)
+            self._shot += self._is_cut(sample_index, small)
+        else:
+            self._shot, self._last_hash = sample_index, None
+        return self._judge(small, sample_index, source_index)
+
+    def _judge(self, small: np.ndarray, sample_index: int, source_index: int) -> bool:
+        sharpness = compute_sharpness(small)
+        if sharpness < self.params.min_sharpness:
+            self.reject(sample_index, "blurred", f"sharpness {sharpness:.1f}")
+            return False
+        phash = compute_phash(small)
+        last = self._last_hash
+        if last is not None and count_bits(phash ^ last) < self.params.min_hash_distance:
+            self.reject(sample_index, "near_duplicate", "of the last kept frame")
+            return False
+        self._last_hash = phash
+        self._keep(small, sample_index, source_index, sharpness=sharpness, phash=phash)
+        return True
+
+    def reject(self, sample_index: int, reason: str, detail: str) -> None:
+        """Leave a frame out, with a row of the ledger."""
         item = f"{self.clip.clip_id}:{sample_index}"
         self.rejections.append(Rejection(stage=STAGE, item=item, reason=reason, detail=detail))
 
-    def _keep(
-        self, sample_index: int, source_index: int, shot: int, sharpness: float, phash: int, image: np.ndarray
-    ) -> None:
+    def _keep(self, image: np.ndarray, sample_index: int, source_index: int, *, sharpness: float, phash: int) -> None:
         member = f"{sample_index:06d}.jpg"
         self.members.append((member, encode_image(image, ".jpg", self.params.jpeg_quality)))
         self.rows.append(
@@ -96,8 +108,8 @@ class FrameFilter:
                 clip_id=self.clip.clip_id,
                 sample_index=sample_index,
                 source_index=source_index,
-                time_s=source_index / self.clip.fps,
-                shot=shot,
+                time_s=source_index / self.clip.fps if self.clip.fps else 0.0,
+                shot=self._shot,
                 sharpness=sharpness,
                 phash=f"{phash:016x}",
                 height_px=image.shape[0],

@@ -1,4 +1,4 @@
-"""Stage `extract_frames`: sharp, distinct frames of every clip with their shots; one tar per clip."""
+"""Stage `extract_frames`: sharp, distinct frames of every clip, shots and given masks; one tar per clip."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ from data_prep.fanout import (
 )
 from data_prep.frames.readers import Reader, ReadFailure, get_readers, read_frames
 from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices
+from data_prep.frames.sequences import extract_pictures
 from data_prep.ledger import check_share, print_counts, save_ledger
 from imprint.core.params import ExtractFrames, Params
 from imprint.core.records import ClipRecord, FrameRecord, Rejection, load_records
 from imprint.core.stage import open_stage
 
-CODE = ("data_prep.frames", "data_prep.fanout", "data_prep.ledger", "data_prep.tars", "imprint.core")
+CODE = (
+    "data_prep.frames",
+    "data_prep.fanout",
+    "data_prep.ledger",
+    "data_prep.positions",
+    "data_prep.tars",
+    "imprint.core",
+)
 CLIPS = Path("data/clips.parquet")
 OUT = Path("data/frames")
 
@@ -35,7 +43,7 @@ class ClipJob:
     """What a worker needs for one clip."""
 
     clip: ClipRecord
-    file: str
+    root: Path
     params: ExtractFrames
     readers: tuple[Reader, ...]
 
@@ -57,7 +65,7 @@ def run_extract_frames(
             folder=run.clips_dir / compute_product_key(run, clip.clip_id, CODE),
             kind=FrameRecord,
             make=extract_clip,
-            argument=ClipJob(clip, str(root / clip.path), section, chosen),
+            argument=ClipJob(clip, root, section, chosen),
         )
         for clip in clips
     ]
@@ -73,14 +81,16 @@ def run_extract_frames(
 
 
 def extract_clip(job: ClipJob) -> Product[FrameRecord]:
-    """Frames of one clip by the first reader that can read all of it; else by the one that came furthest."""
+    """Frames of one clip; of a video by the first reader that can read all of it, or that came furthest."""
+    if job.clip.frames:
+        return extract_pictures(job.clip, job.params, job.root)
     wanted = compute_sample_indices(job.clip.num_frames, job.clip.fps, job.params.sample_fps)
     indices = wanted[: job.params.max_frames_per_clip]
     best, reasons = FrameFilter(job.clip, job.params), []
     for reader in job.readers:
         attempt = FrameFilter(job.clip, job.params)
         try:
-            frames = read_frames(reader, job.file, indices, job.params.deadline_s)
+            frames = read_frames(reader, str(job.root / job.clip.path), indices, job.params.deadline_s)
             attempt.run(_check_sizes(frames, job.clip), indices)
         except ReadFailure as failure:
             reasons.append(f"{reader.__name__}: {failure}")

@@ -1,4 +1,4 @@
-"""What a video file says of itself, and whether its first frame can be decoded."""
+"""What a file says of itself, and whether its first frame can be decoded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from imprint.core.errors import InputError
+from imprint.core.pixels import load_image
 
 MAX_FPS = 1000.0  # a container that claims more, or none, has a broken header
 
@@ -51,3 +54,12 @@ def _count_remaining(capture: Any) -> int:
     while capture.grab():
         count += 1
     return count
+
+
+def probe_picture(path: Path) -> tuple[int, int] | None:
+    """Height and width as decoded, in pixels; None if the file is no readable picture."""
+    try:
+        image = load_image(path)
+    except InputError:
+        return None
+    return image.shape[0], image.shape[1]

@@ -1,83 +1,127 @@
-"""Stage `ingest`: list, probe and hash the videos; what cannot be read goes into the ledger with its reason."""
+"""Stage `ingest`: list, probe and hash what the source holds; what cannot be read is in the ledger with its reason."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.ingest.probe import probe_video
+from data_prep.ingest.layouts import LISTINGS, find_layout
+from data_prep.ingest.layouts.item import Item, Problem
+from data_prep.ingest.licences import FILE_NAME, load_licences
+from data_prep.ingest.probe import VideoProbe, probe_picture, probe_video
 from data_prep.ledger import check_share, print_counts, save_ledger
-from imprint.core.errors import InputError
-from imprint.core.files import compute_file_digest
+from data_prep.positions import compute_positions
+from imprint.core.files import compute_digest, compute_file_digest
 from imprint.core.params import Ingest, Params
 from imprint.core.progress import track
-from imprint.core.records import ClipRecord, Rejection, save_records
+from imprint.core.records import ClipRecord, Layout, Rejection, save_records
 
 STAGE = "ingest"
 OUT = Path("data/clips.parquet")
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
-)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds. `num_dropped` of the rejections are items, the others tell of parts of items."""
+
+    layout: Layout
+    reason: str
+    clips: Sequence[ClipRecord]
+    rejections: Sequence[Rejection]
+    num_dropped: int
 
 
 def run_ingest(params: Params, root: Path = Path(".")) -> None:
     """Write `data/clips.parquet` and the ledger. `InputError` names `ingest.source` if there is nothing to read.
 
-    Every video is hashed and probed here on each run: the stage keeps nothing to resume from.
+    Every file is hashed here on each run: the stage keeps nothing to resume from.
     """
-    section = params.ingest
-    files = list_videos(section.source, root)
+    listing = list_clips(params.ingest, root)
+    save_ledger(STAGE, listing.rejections, root)
+    print_counts(STAGE, f"{len(listing.clips)} clips (layout {listing.layout})", listing.rejections)
+    check_share(STAGE, "clips", listing.num_dropped, len(listing.clips), params.ingest.max_rejected_share)
+    save_records(root / OUT, ClipRecord, listing.clips)
+
+
+def list_clips(section: Ingest, root: Path) -> Listing:
+    """Find the layout, then read every item of the source; clips are sorted by their id."""
+    source = root / section.source
+    layout, reason = find_layout(source, f"ingest.source: {section.source}")
+    items, problems = LISTINGS[layout](source)
+    licences = load_licences(source, section.licence)
     clips: dict[str, ClipRecord] = {}
-    rejections: list[Rejection] = []
-    for file in track(files, "ingest: videos", len(files)):
-        result = read_clip(file, section, root)
+    dropped: list[Rejection] = [_explain(problem, root) for problem in problems if problem.drops]
+    for item in track(items, f"ingest: {layout}", len(items)):
+        result = read_clip(item, layout, section=section, licence=licences.find(item.name), root=root)
         if isinstance(result, ClipRecord) and result.clip_id in clips:
             detail = f"same content as {clips[result.clip_id].path}"
-            result = Rejection(stage=STAGE, item=result.path, reason="duplicate", detail=detail)
+            result = Rejection(stage=STAGE, item=_name_path(item.name, root), reason="duplicate", detail=detail)
         if isinstance(result, ClipRecord):
             clips[result.clip_id] = result
         else:
-            rejections.append(result)
-    save_ledger(STAGE, rejections, root)
-    print_counts(STAGE, f"{len(clips)} clips", rejections)
-    check_share(STAGE, "clips", len(rejections), len(clips), section.max_rejected_share)
-    save_records(root / OUT, ClipRecord, [clips[key] for key in sorted(clips)])
+            dropped.append(result)
+    notes = [_explain(problem, root) for problem in problems if not problem.drops]
+    for prefix in licences.list_unused():
+        detail = f"{FILE_NAME} names it, but no item lies there"
+        notes.append(Rejection(stage=STAGE, item=prefix, reason="unused_licence", detail=detail))
+    return Listing(layout, reason, [clips[key] for key in sorted(clips)], [*dropped, *notes], len(dropped))
 
 
-def list_videos(source: str, root: Path) -> list[Path]:
-    """Sorted video files of a folder (recursively, hidden ones left out), or the one file named."""
-    path = root / source
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"ingest.source: {source} does not exist; set it to a folder of videos or one video file")
-    inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()]
-    files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    if not files:
-        raise InputError(f"ingest.source: {source} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))}); put some there")
-    return files
-
-
-def read_clip(file: Path, section: Ingest, root: Path) -> ClipRecord | Rejection:
-    """Hash and probe one video."""
-    path = _name_path(file, root)
-    probe = probe_video(file)
+def read_clip(item: Item, layout: Layout, *, section: Ingest, licence: str, root: Path) -> ClipRecord | Rejection:
+    """Hash and probe one item."""
+    path = _name_path(item.name, root)
+    probe = probe_item(item)
     if isinstance(probe, str):
         return Rejection(stage=STAGE, item=path, reason="unreadable", detail=probe)
-    if probe.num_frames < section.min_frames:
+    if item.order == "time" and probe.num_frames < section.min_frames:
         detail = f"{probe.num_frames} frames, ingest.min_frames is {section.min_frames}"
         return Rejection(stage=STAGE, item=path, reason="too_short", detail=detail)
     return ClipRecord(
-        clip_id=compute_file_digest(file)[:16],
-        path=path,
+        clip_id=compute_clip_id(item),
+        path=_name_path(item.folder, root),
         source=section.source,
-        licence=section.licence,
+        licence=licence,
+        layout=layout,
+        order=item.order,
+        frames=item.frames,
+        masks_path=_name_path(item.masks_folder, root) if item.masks_folder else "",
+        masks=item.masks,
         num_frames=probe.num_frames,
         fps=probe.fps,
         height_px=probe.height_px,
         width_px=probe.width_px,
-        duration_s=probe.num_frames / probe.fps,
+        duration_s=probe.num_frames / probe.fps if probe.fps else 0.0,
     )
+
+
+def probe_item(item: Item) -> VideoProbe | str:
+    """Size, rate and length; of pictures the first readable one gives the size. A string says what is wrong."""
+    if not item.frames:
+        return probe_video(item.folder)
+    for name in item.frames:
+        size = probe_picture(item.folder / name)
+        if size is not None:
+            num_frames = compute_positions(item.frames, item.order)[-1] + 1
+            return VideoProbe(num_frames=num_frames, fps=item.fps, height_px=size[0], width_px=size[1])
+    return "no picture can be read"
+
+
+def compute_clip_id(item: Item) -> str:
+    """Digest of a video file, or of pictures and masks with the meaning and the places of the pictures."""
+    if not item.frames:
+        return compute_file_digest(item.folder)[:16]
+    lines = [f"{item.order} {item.fps:g}"]
+    for number, name in zip(compute_positions(item.frames, item.order), item.frames, strict=True):
+        lines.append(f"{number} {compute_file_digest(item.folder / name)}")
+    if item.masks_folder:
+        lines += [compute_file_digest(item.masks_folder / name) for name in item.masks]
+    return compute_digest("\n".join(lines))[:16]
+
+
+def _explain(problem: Problem, root: Path) -> Rejection:
+    return Rejection(stage=STAGE, item=_name_path(problem.item, root), reason=problem.reason, detail=problem.detail)
 
 
 def _name_path(file: Path, root: Path) -> str:

@@ -70,20 +70,35 @@ def _clean_object(
     if piece.sum() < params.min_component_share * group_px:
         return "in_pieces"
     mask = fill_small_holes(piece, HOLE_SHARE)
-    area_px = int(mask.sum())
-    if area_px > params.max_area_share * mask.size:
+    if mask.sum() > params.max_area_share * mask.size:
         return "too_large"
     confidence = float(probability[mask].mean())
     if confidence < params.min_confidence:
         return "low_confidence"
-    box = box_from_mask(mask)
+    return _build_instance(image, mask, confidence, compute_boundary_confidence(probability, mask))
+
+
+def measure_given(image: np.ndarray, mask: np.ndarray, params: SegmentObjects) -> Instance | str:
+    """The instance of a given mask, bool [h, w] and not empty, as it is; or the reason against it."""
+    area_px = int(mask.sum())
+    if area_px < params.min_area_share * mask.size:
+        return "too_small"
+    if largest_component(mask).sum() < params.min_component_share * area_px:
+        return "in_pieces"
+    if area_px > params.max_area_share * mask.size:
+        return "too_large"
+    return _build_instance(image, mask, 1.0, 1.0)
+
+
+def _build_instance(image: np.ndarray, mask: np.ndarray, confidence: float, boundary_confidence: float) -> Instance:
+    box, area_px = box_from_mask(mask), int(mask.sum())
     return Instance(
         box=box,
         mask=mask[box.slices],
         area_px=area_px,
         area_share=area_px / mask.size,
         confidence=confidence,
-        boundary_confidence=compute_boundary_confidence(probability, mask),
+        boundary_confidence=boundary_confidence,
         border_contact=compute_border_contact(box, mask.shape),
         histogram=compute_histogram(image[mask]),
     )

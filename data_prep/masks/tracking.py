@@ -30,6 +30,7 @@ class Track:
     frames: list[int] = field(default_factory=list)
     instances: list[Instance] = field(default_factory=list)
     doubtful: bool = False
+    given_id: int = 0  # of an object whose masks were given
 
     def append(self, frame: int, instance: Instance) -> None:
         self.frames.append(frame)

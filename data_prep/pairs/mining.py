@@ -12,9 +12,14 @@ from data_prep.pairs.views import TrackViews, compute_view_change
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest
 from imprint.core.params import MinePairs
-from imprint.core.records import MaskRecord, PairKind, PairRecord, Rejection, Split, build_id
+from imprint.core.records import MaskRecord, Order, PairKind, PairRecord, Rejection, Split, build_id
 
 STAGE = "mine_pairs"
+KINDS_OF_ORDER: dict[Order, frozenset[PairKind]] = {
+    "time": frozenset(("multiview", "video", "single")),
+    "views": frozenset(("multiview", "single")),  # nothing says that the background stayed
+    "single": frozenset(("single",)),
+}
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -47,8 +52,10 @@ def check_counts(unit: str, counts: Mapping[Split, int], minimum: int, setting: 
         )
 
 
-def choose_pairs(views: TrackViews, split: Split, params: MinePairs) -> tuple[list[PairRecord], list[Rejection]]:
-    """Pairs of one track by kind, at most `max_pairs_per_track` each, and one rejection per reason."""
+def choose_pairs(
+    views: TrackViews, split: Split, *, params: MinePairs, order: Order
+) -> tuple[list[PairRecord], list[Rejection]]:
+    """Pairs of one track by the kinds that its order allows, at most `max_pairs_per_track` each; what was left out."""
     change = compute_view_change(views.thumbnails)
     first, second = np.triu_indices(len(views.rows), k=1)
     near = np.array(
@@ -67,7 +74,8 @@ def choose_pairs(views: TrackViews, split: Split, params: MinePairs) -> tuple[li
     }
     pairs, track = [], f"{views.rows[0].clip_id}:{views.rows[0].track}"
     rejections = [_count(track, "small_view_change", int((~differs).sum()), len(ordered))]
-    for kind, indices in candidates.items():
+    for kind in [kind for kind in candidates if kind in KINDS_OF_ORDER[order]]:
+        indices = candidates[kind]
         limit = params.max_pairs_per_track.get(kind, 0)
         chosen = choose_spread(indices, limit, _build_generator(params.seed, track, kind))
         pairs += [_build_pair(kind, split, views.rows[a], views.rows[b], float(change[a, b])) for a, b in chosen]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_prep.ledger import check_share, print_counts, save_ledger
@@ -11,20 +11,36 @@ from data_prep.pairs.mining import SPLITS, STAGE, check_counts, choose_pairs, sp
 from data_prep.pairs.views import TrackViews, load_thumbnails
 from imprint.core.params import MinePairs, Params
 from imprint.core.progress import track
-from imprint.core.records import FrameRecord, MaskRecord, PairRecord, Rejection, Split, load_records, save_records
+from imprint.core.records import (
+    ClipRecord,
+    FrameRecord,
+    MaskRecord,
+    Order,
+    PairRecord,
+    Rejection,
+    Split,
+    load_records,
+    save_records,
+)
 from imprint.core.stage import open_stage
 
 CODE = ("data_prep.pairs", "data_prep.ledger", "data_prep.tars", "imprint.core")
-FRAMES, MASKS, OUT = Path("data/frames"), Path("data/masks"), Path("data/pairs.parquet")
+CLIPS, FRAMES, MASKS, OUT = (
+    Path("data/clips.parquet"),
+    Path("data/frames"),
+    Path("data/masks"),
+    Path("data/pairs.parquet"),
+)
 
 
 def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
     """Write `data/pairs.parquet` and the ledger. `InputError` if a split has too few clips or pairs."""
     section = params.mine_pairs
-    open_stage(STAGE, section, [FRAMES, MASKS], CODE, root)
+    open_stage(STAGE, section, [CLIPS, FRAMES, MASKS], CODE, root)
+    orders = {clip.clip_id: clip.order for clip in load_records(root / CLIPS, ClipRecord)}
     frames = load_records(root / FRAMES / "index.parquet", FrameRecord)
     masks = load_records(root / MASKS / "index.parquet", MaskRecord)
-    usable, rejections = select_views(masks, section)
+    usable, rejections = select_views(masks, section, orders)
     num_rejected = len(rejections)
     save_ledger(STAGE, rejections, root)
     check_share(STAGE, "views", num_rejected, len(masks) - num_rejected, section.max_rejected_share)
@@ -33,7 +49,7 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
     for clip_id, tracks in track(usable.items(), "mine_pairs: clips", len(usable)):
         by_index = {frame.sample_index: frame for frame in frames if frame.clip_id == clip_id}
         for views in load_tracks(clip_id, tracks, by_index, root):
-            chosen, left_out = choose_pairs(views, splits[clip_id], section)
+            chosen, left_out = choose_pairs(views, splits[clip_id], params=section, order=orders[clip_id])
             pairs += chosen
             rejections += left_out
     save_ledger(STAGE, rejections, root)
@@ -45,11 +61,12 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
 
 
 def select_views(
-    masks: Sequence[MaskRecord], params: MinePairs
+    masks: Sequence[MaskRecord], params: MinePairs, orders: Mapping[str, Order]
 ) -> tuple[dict[str, list[list[MaskRecord]]], list[Rejection]]:
     """Clip => its tracks, each as its usable views by time; and a rejection per view left out.
 
-    A view that lies too much along the frame's border shows a part of the object; one view alone makes no pair.
+    A view that lies too much along the frame's border shows a part of the object. One view alone
+    makes no pair in a video; of a set or a single picture it still makes a `single` one.
     """
     tracks: dict[tuple[str, int], list[MaskRecord]] = {}
     rejections = []
@@ -60,7 +77,7 @@ def select_views(
             tracks.setdefault((row.clip_id, row.track), []).append(row)
     usable: dict[str, list[list[MaskRecord]]] = {}
     for (clip_id, _), rows in sorted(tracks.items()):
-        if len(rows) > 1:
+        if len(rows) > 1 or orders[clip_id] != "time":
             usable.setdefault(clip_id, []).append(rows)
         else:
             rejections.append(_reject(rows[0], "no_second_view", "the only usable view of its track"))

@@ -6,27 +6,29 @@ Nothing is dropped here: a view that cannot be made ends the stage.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from data_prep.shards.packing import ViewKey, compute_tar_bytes, encode_clip, write_shard
-from imprint.core.files import publish_dir
+from imprint.core.files import publish_dir, write_json_atomic
 from imprint.core.params import PackShards, Params
 from imprint.core.progress import show_progress
-from imprint.core.records import PairRecord, ViewRecord, load_records, save_records
+from imprint.core.records import ClipRecord, PairRecord, ViewRecord, load_records, save_records
 from imprint.core.stage import open_stage
 
 STAGE = "pack_shards"
 CODE = ("data_prep.shards", "data_prep.tars", "imprint.core")
-PAIRS, FRAMES, MASKS, OUT = Path("data/pairs.parquet"), Path("data/frames"), Path("data/masks"), Path("data/shards")
+CLIPS, PAIRS, OUT = Path("data/clips.parquet"), Path("data/pairs.parquet"), Path("data/shards")
+FRAMES, MASKS = Path("data/frames"), Path("data/masks")
 View = tuple[ViewKey, tuple[bytes, bytes, bytes]]
 
 
 def run_pack_shards(params: Params, root: Path = Path(".")) -> None:
-    """Write `data/shards/`: `<split>-<n>.tar`, `views.parquet` and `pairs.parquet`. Finished shards survive a kill."""
+    """Write `data/shards/`: `<split>-<n>.tar`, two indices, `licences.json`. Finished shards survive a kill."""
     section = params.pack_shards
-    run = open_stage(STAGE, section, [PAIRS, FRAMES, MASKS], CODE, root)
+    run = open_stage(STAGE, section, [CLIPS, PAIRS, FRAMES, MASKS], CODE, root)
     pairs = load_records(root / PAIRS, PairRecord)
     keys = list_views(pairs)
     shards, done = run.work_dir / "shards", run.work_dir / "done"
@@ -47,8 +49,15 @@ def run_pack_shards(params: Params, root: Path = Path(".")) -> None:
                 bar.advance(len(written))
     save_records(shards / "views.parquet", ViewRecord, sorted(rows, key=lambda row: (row.shard, row.object_offset)))
     save_records(shards / "pairs.parquet", PairRecord, pairs)
+    write_json_atomic(shards / "licences.json", count_licences(load_records(root / CLIPS, ClipRecord), pairs))
     publish_dir(shards, root / OUT)
     shutil.rmtree(run.work_dir)
+
+
+def count_licences(clips: Sequence[ClipRecord], pairs: Sequence[PairRecord]) -> dict[str, int]:
+    """Licence => number of clips under it that a pair uses."""
+    used = {pair.clip_id for pair in pairs}
+    return dict(Counter(clip.licence for clip in clips if clip.clip_id in used))
 
 
 def list_views(pairs: Sequence[PairRecord]) -> list[ViewKey]:

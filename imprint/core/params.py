@@ -27,9 +27,9 @@ class Section(BaseModel):
 
 
 class Ingest(Section):
-    source: str  # folder (searched recursively) or one video file
-    licence: str  # of the videos; goes through to the model card
-    min_frames: Count
+    source: str  # folder in one of the layouts of docs/data_format.md, or one video or picture file
+    licence: str  # of what `licences.csv` in the source does not name; goes through to the shards
+    min_frames: Count  # of a video or a sequence; sets of photos and single pictures may be smaller
     max_rejected_share: Share
 
 

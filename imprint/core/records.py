@@ -17,23 +17,31 @@ from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, write_bytes_atomic
 from imprint.core.geometry import Box
 
-SCHEMA_VERSION = 1
-
 Split = Literal["train", "val", "test"]
 PairKind = Literal["multiview", "video", "single"]
+Layout = Literal["videos", "davis", "mvimgnet", "photo_sets", "images"]
+Order = Literal["time", "views", "single"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecord:
-    """One readable video. `clip_id` is a digest of the file's content."""
+    """One item of the source: a video, a sequence or set of pictures, or one picture (`docs/data_format.md`).
+
+    `clip_id` is a digest of the content: of the video file, or of all pictures and masks.
+    """
 
     clip_id: str
-    path: str  # relative to the project where it lies inside it
+    path: str  # the video, or the pictures' folder; relative to the project where it lies inside it
     source: str
     licence: str
+    layout: Layout
+    order: Order  # time: frames of a video; views: pictures that all show one object; single: one picture
+    frames: tuple[str, ...]  # pictures in `path`, in their order; none for a video file
+    masks_path: str  # folder of the given masks; empty: the objects are still to be found
+    masks: tuple[str, ...]  # files in `masks_path`, one per picture; none where no masks are given
     num_frames: int
-    fps: float
-    height_px: int
+    fps: float  # 0: the pictures have no time
+    height_px: int  # of the first frame
     width_px: int
     duration_s: float
 
@@ -45,8 +53,8 @@ class FrameRecord:
     clip_id: str
     sample_index: int  # counts the sampled frames of the clip, kept or not: the gap of a pair is measured in it
     source_index: int  # counts the frames of the file
-    time_s: float
-    shot: int  # cuts before this frame
+    time_s: float  # 0 where the pictures have no time
+    shot: int  # cuts before this frame; pictures that are no video are each a shot of their own
     sharpness: float  # variance of the Laplacian of the grey frame
     phash: str  # 64-bit perceptual hash, hex
     height_px: int
@@ -121,6 +129,16 @@ class Rejection:
     detail: str
 
 
+# Raised with every change of a record's fields; a stage refuses what was written under another version.
+SCHEMA_VERSIONS: dict[type, int] = {
+    ClipRecord: 2,
+    FrameRecord: 1,
+    MaskRecord: 1,
+    PairRecord: 1,
+    ViewRecord: 1,
+    Rejection: 1,
+}
+
 Record = TypeVar("Record", ClipRecord, FrameRecord, MaskRecord, PairRecord, ViewRecord, Rejection)
 
 
@@ -152,7 +170,7 @@ def load_records(path: Path, kind: type[Record]) -> list[Record]:
         raise InputError(f"{path} is no Parquet file; delete it and run `dvc repro`") from None
     metadata = table.schema.metadata or {}
     found = (metadata.get(b"record", b"?").decode(), metadata.get(b"schema_version", b"?").decode())
-    wanted = (kind.__name__, str(SCHEMA_VERSION))
+    wanted = (kind.__name__, str(SCHEMA_VERSIONS[kind]))
     if found != wanted:
         raise InputError(
             f"{path} holds {found[0]} version {found[1]}, not {wanted[0]} version {wanted[1]}; run `dvc repro`"
@@ -167,13 +185,14 @@ def _to_python(value: Any) -> Any:
 def _build_schema(kind: type) -> pa.Schema:
     hints = typing.get_type_hints(kind)
     columns = [pa.field(field.name, _arrow_type(hints[field.name]), nullable=False) for field in fields(kind)]
-    return pa.schema(columns, metadata={"record": kind.__name__, "schema_version": str(SCHEMA_VERSION)})
+    return pa.schema(columns, metadata={"record": kind.__name__, "schema_version": str(SCHEMA_VERSIONS[kind])})
 
 
 def _arrow_type(hint: Any) -> pa.DataType:
     origin = typing.get_origin(hint)
     if origin is tuple:
-        return pa.list_(pa.int32(), len(typing.get_args(hint)))
+        of = typing.get_args(hint)
+        return pa.list_(pa.string()) if of == (str, ...) else pa.list_(pa.int32(), len(of))
     if origin is Literal:
         return pa.string()
     assert not isinstance(hint, types.UnionType), f"records have no optional fields: {hint}"
