@@ -26,7 +26,7 @@ def read_bytes_at(root: Path, shard: str, offset: int, count: int) -> bytes:
 
 def link_inputs(prepared: Path, root: Path) -> None:
     (root / "data").mkdir()
-    for name in ("pairs.parquet", "frames", "masks"):
+    for name in ("clips.parquet", "pairs.parquet", "frames", "masks"):
         (root / "data" / name).symlink_to(prepared / "data" / name)
 
 
