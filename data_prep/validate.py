@@ -20,7 +20,7 @@ from data_prep.frames.pictures import (
 from data_prep.ingest.stage import list_clips
 from imprint.core.errors import InputError
 from imprint.core.params import Ingest
-from imprint.core.records import ClipRecord, Rejection
+from imprint.core.records import ClipRecord, Order, Rejection
 
 REMEDIES = {
     "unreadable": "replace the file, or take it out",
@@ -69,6 +69,15 @@ def validate_source(source: str, section: Ingest, root: Path = Path(".")) -> tup
     return "\n".join(lines) + "\n", census.num_items > 0
 
 
+def find_objects(mask: Path, picture: np.ndarray, *, order: Order, black_and_white: bool) -> set[int]:
+    """Ids of the objects in a given mask; `BadPicture` if it holds none or does not fit the picture."""
+    ids = number_objects(load_ids(mask), order, black_and_white)
+    found = np.unique(fit_mask(ids, picture.shape, picture.shape))
+    if not found.any():
+        raise BadPicture("empty_mask", "the mask holds no object")
+    return set(found[found > 0].tolist())
+
+
 def count_clip(clip: ClipRecord, census: Census, root: Path) -> None:
     """Add one item's usable frames and objects; of a video the probed number of frames."""
     if not clip.frames:
@@ -82,11 +91,7 @@ def count_clip(clip: ClipRecord, census: Census, root: Path) -> None:
         try:
             picture = load_picture(root / clip.path / name)
             if masks:
-                ids = number_objects(load_ids(masks[number]), clip.order, black_and_white)
-                found = np.unique(fit_mask(ids, picture.shape, picture.shape))
-                objects |= set(found[found > 0].tolist())
-                if not found.any():
-                    raise BadPicture("empty_mask", "the mask holds no object")
+                objects |= find_objects(masks[number], picture, order=clip.order, black_and_white=black_and_white)
         except BadPicture as bad:
             reason, detail = bad.args
             item = f"{clip.path}/{name}"

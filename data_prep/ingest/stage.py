@@ -40,7 +40,7 @@ def run_ingest(params: Params, root: Path = Path(".")) -> None:
     """
     listing = list_clips(params.ingest, root)
     save_ledger(STAGE, listing.rejections, root)
-    print_counts(STAGE, f"{len(listing.clips)} clips (layout {listing.layout})", listing.rejections)
+    print_counts(STAGE, f"{len(listing.clips)} clips", listing.rejections)
     check_share(STAGE, "clips", listing.num_dropped, len(listing.clips), params.ingest.max_rejected_share)
     save_records(root / OUT, ClipRecord, listing.clips)
 

@@ -74,8 +74,9 @@ def choose_pairs(
     }
     pairs, track = [], f"{views.rows[0].clip_id}:{views.rows[0].track}"
     rejections = [_count(track, "small_view_change", int((~differs).sum()), len(ordered))]
-    for kind in [kind for kind in candidates if kind in KINDS_OF_ORDER[order]]:
-        indices = candidates[kind]
+    for kind, indices in candidates.items():
+        if kind not in KINDS_OF_ORDER[order]:
+            continue
         limit = params.max_pairs_per_track.get(kind, 0)
         chosen = choose_spread(indices, limit, _build_generator(params.seed, track, kind))
         pairs += [_build_pair(kind, split, views.rows[a], views.rows[b], float(change[a, b])) for a, b in chosen]

@@ -37,7 +37,7 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
     """Write `data/pairs.parquet` and the ledger. `InputError` if a split has too few clips or pairs."""
     section = params.mine_pairs
     open_stage(STAGE, section, [CLIPS, FRAMES, MASKS], CODE, root)
-    orders = {clip.clip_id: clip.order for clip in load_records(root / CLIPS, ClipRecord)}
+    orders: dict[str, Order] = {clip.clip_id: clip.order for clip in load_records(root / CLIPS, ClipRecord)}
     frames = load_records(root / FRAMES / "index.parquet", FrameRecord)
     masks = load_records(root / MASKS / "index.parquet", MaskRecord)
     usable, rejections = select_views(masks, section, orders)

@@ -69,7 +69,8 @@ def load_card(directory: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text())
     except OSError:
-        raise InputError(f"{directory} holds no model (no imprint.json); train one with `dvc repro`, or name checkpoints/base") from None
+        remedy = "train one with `dvc repro`, or name checkpoints/base"
+        raise InputError(f"{directory} holds no model (no imprint.json); {remedy}") from None
     except json.JSONDecodeError:
         raise InputError(f"{path} is damaged; delete {directory} and run `dvc repro`") from None
     if card.get("format_version") != FORMAT_VERSION:

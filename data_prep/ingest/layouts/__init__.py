@@ -30,8 +30,8 @@ def find_layout(source: Path, name: str) -> tuple[Layout, str]:
     """The layout of `source`, called `name` in errors, and why. `InputError` where none or more than one fits."""
     if not source.exists():
         raise InputError(f"{name} does not exist; set it to a folder in a layout of docs/data_format.md, or one video")
-    reasons = {layout: recognize(source) for layout, recognize in RECOGNIZERS.items()}
-    found = [(layout, reason) for layout, reason in reasons.items() if reason]
+    reasons: dict[Layout, str | None] = {layout: recognize(source) for layout, recognize in RECOGNIZERS.items()}
+    found: list[tuple[Layout, str]] = [(layout, reason) for layout, reason in reasons.items() if reason]
     if not found:
         raise InputError(
             f"{name} has none of the layouts {', '.join(RECOGNIZERS)}; see docs/data_format.md for their folder trees"
