@@ -6,6 +6,7 @@ An object is a clip of its own with one track. Views alone come first, scenes af
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ def pack_world(folder: Path, target: Path, *, quality: int | None = None) -> dic
     rows: list[ViewRecord] = []
     pairs: list[PairRecord] = []
     scratch = target.with_name(target.name + ".part")
-    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     count = 0
     for name, part in _split_by_size(read_objects(folder)):
         members: dict[str, bytes] = {}
@@ -66,6 +68,7 @@ def pack_world(folder: Path, target: Path, *, quality: int | None = None) -> dic
     save_records(scratch / "views.parquet", ViewRecord, rows)
     save_records(scratch / "pairs.parquet", PairRecord, pairs)
     publish_dir(scratch, target)
+    shutil.rmtree(scratch)
     return {"objects": count, "views": len(rows), "pairs": len(pairs)}
 
 

@@ -73,8 +73,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(world: Path) -> Path:
-    target = world.parent / "world-shards"
+    target = world.parent / "packed" / "shards"
     pack_world(world, target)
+    assert [path.name for path in target.parent.iterdir()] == ["shards"], "nothing is left beside the shards"
     return target
 
 
@@ -145,6 +146,7 @@ def test_a_lower_quality_gives_smaller_shards_with_the_same_views(world: Path, s
 def base(params: Params, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("base")
     train_base(params, shards, work=root / "work", out=root / "base", command="make it")
+    assert sorted(path.name for path in root.iterdir()) == ["base", "work"], "nothing is left beside the checkpoint"
     return root
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,19 @@ def export_base(
     `InputError` if a file or the whole would be too large to live in a Git repository.
     """
     model, card = load_model(source), load_card(source)
-    scratch = target.with_name(target.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     kept = {key: card[key] for key in _KEPT if key in card}
-    save_model(model, scratch, stage=card["stage"], extra=kept, half_precision=True)
-    shutil.copytree(source / "scheduler", scratch / "scheduler")
-    write_json_atomic(scratch / "metrics.json", dict(metrics))
-    for sheet in sheets:
-        save_image(scratch / f"{sheet.stem}.jpg", load_image(sheet))
-    parameters = {part: count_parameters(getattr(model, part)) for part in ("backbone", "adapter", "unet")}
-    text = render_card(preset=model.preset.name, parameters=parameters, facts=facts, metrics=metrics)
-    write_bytes_atomic(scratch / "README.md", text.encode())
-    check_size(scratch)
-    publish_dir(scratch, target)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        save_model(model, scratch, stage=card["stage"], extra=kept, half_precision=True)
+        shutil.copytree(source / "scheduler", scratch / "scheduler")
+        write_json_atomic(scratch / "metrics.json", dict(metrics))
+        for sheet in sheets:
+            save_image(scratch / f"{sheet.stem}.jpg", load_image(sheet))
+        parameters = {part: count_parameters(getattr(model, part)) for part in ("backbone", "adapter", "unet")}
+        text = render_card(preset=model.preset.name, parameters=parameters, facts=facts, metrics=metrics)
+        write_bytes_atomic(scratch / "README.md", text.encode())
+        check_size(scratch)
+        publish_dir(scratch, target)
 
 
 def render_card(
