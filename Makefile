@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test drill world base base-cpu lint format lock render clean
+.PHONY: help install demo test drill world base base-cpu base-more lint format lock render clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ base: $(INSTALLED)  ## Train and export checkpoints/base from the world (one GPU
 
 base-cpu: $(INSTALLED)  ## The same on two idle CPU cores, within two hours
 	OMP_WAIT_POLICY=ACTIVE python -m imprint train-base --shards $(WORLD)/shards --params params/base-cpu.yaml
+
+base-more: $(INSTALLED)  ## Go on training checkpoints/base on CPU for another two hours, as often as you like
+	python -m imprint train-base --shards $(WORLD)/shards --params params/base-more.yaml --work work/base-more
 
 lint: $(INSTALLED)  ## Style and types
 	python -m ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,37 @@ def test_run_again_it_trains_nothing_and_gives_the_same_weights(base: Path, para
     assert (base / "base" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 
+def test_going_on_with_a_checkpoint_trains_all_of_it_and_each_call_is_another_round(
+    base: Path, params: Params, shards: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(base / "base", checkpoint)
+    values = params.model_dump()
+    values["pretrain_encoder"] |= {"init": str(checkpoint), "freeze_unet_encoder": False, "max_steps": 1}
+    values["train_compositor"] |= {"max_steps": 1}
+    more = Params.model_validate(values)
+    started = load_model(checkpoint)
+    train_base(more, shards, work=tmp_path / "work", out=checkpoint, command="go on")
+    pretrained = load_model(tmp_path / "work" / "models" / "pretrained")
+    moved = {
+        name for name, value in pretrained.named_parameters() if not torch.equal(value, started.get_parameter(name))
+    }
+    assert any(name.startswith("unet.down_blocks") for name in moved), "the U-Net's encoder trains too"
+    card = (checkpoint / "README.md").read_text()
+    assert card.index("Round 1") < card.index("`make it`") < card.index("Round 2") < card.index("`go on`")
+    first = (checkpoint / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    train_base(more, shards, work=tmp_path / "work", out=checkpoint, command="go on")
+    assert (checkpoint / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() != first
+
+
+def test_a_start_that_is_no_model_is_named(params: Params, shards: Path, tmp_path: Path) -> None:
+    values = params.model_dump()
+    values["pretrain_encoder"]["init"] = "nowhere"
+    with pytest.raises(InputError, match=r"pretrain_encoder.init: nowhere holds no model"):
+        train_base(Params.model_validate(values), shards, work=tmp_path / "w", out=tmp_path / "o", command="")
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_folder_without_shards_is_named(params: Params, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere holds no shards .* see demo/README.md"):
         train_base(params, tmp_path / "nowhere", work=tmp_path / "work", out=tmp_path / "out", command="")
@@ -197,8 +229,8 @@ def test_a_checkpoint_too_large_for_the_repository_is_refused(tmp_path: Path) ->
         check_size(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["base.yaml", "base-cpu.yaml"])
+@pytest.mark.parametrize("name", ["base.yaml", "base-cpu.yaml", "base-more.yaml"])
 def test_the_shipped_recipes_are_valid(name: str) -> None:
     params = load_params(ROOT / "params.yaml", ROOT / "params" / name)
-    assert params.pretrain_encoder.init == "checkpoints/fresh"
+    assert params.pretrain_encoder.init == ("checkpoints/base" if name == "base-more.yaml" else "checkpoints/fresh")
     assert params.train_compositor.init_unet == "models/pretrained"

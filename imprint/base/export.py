@@ -16,19 +16,25 @@ from imprint.core.pixels import load_image, save_image
 from imprint.models import load_card, load_model, save_model
 
 MAX_FILE_BYTES, MAX_BYTES = 16_000_000, 20_000_000
+ROUNDS = "rounds"  # key of a shipped model's card
 _KEPT = ("encoder_digests", "condition_on_level", "steps")  # of the compositor's own card
 
 
 def export_base(
-    source: Path, target: Path, *, facts: Mapping[str, str], metrics: Mapping[str, Any], sheets: Sequence[Path]
+    source: Path,
+    target: Path,
+    *,
+    rounds: Sequence[Mapping[str, str]],
+    metrics: Mapping[str, Any],
+    sheets: Sequence[Path],
 ) -> None:
     """Write the compositor in `source` to `target`, replacing it: weights, scheduler, `metrics.json`, `README.md`, and
-    the pictures `sheets` as JPEG.
+    the pictures `sheets` as JPEG. `rounds`: how each training so far was made; a later one starts from its checkpoint.
 
     `InputError` if a file or the whole would be too large to live in a Git repository.
     """
     model, card = load_model(source), load_card(source)
-    kept = {key: card[key] for key in _KEPT if key in card}
+    kept = {key: card[key] for key in _KEPT if key in card} | {ROUNDS: [dict(facts) for facts in rounds]}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         save_model(model, scratch, stage=card["stage"], extra=kept, half_precision=True)
@@ -37,21 +43,21 @@ def export_base(
         for sheet in sheets:
             save_image(scratch / f"{sheet.stem}.jpg", load_image(sheet))
         parameters = {part: count_parameters(getattr(model, part)) for part in ("backbone", "adapter", "unet")}
-        text = render_card(preset=model.preset.name, parameters=parameters, facts=facts, metrics=metrics)
+        text = render_card(preset=model.preset.name, parameters=parameters, rounds=rounds, metrics=metrics)
         write_bytes_atomic(scratch / "README.md", text.encode())
         check_size(scratch)
         publish_dir(scratch, target)
 
 
 def render_card(
-    *, preset: str, parameters: Mapping[str, int], facts: Mapping[str, str], metrics: Mapping[str, Any]
+    *, preset: str, parameters: Mapping[str, int], rounds: Sequence[Mapping[str, str]], metrics: Mapping[str, Any]
 ) -> str:
     """The model card's Markdown; every number in it comes from the arguments."""
     environment = Environment(
         loader=PackageLoader("imprint.base", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.get_template("card.md.j2")
-    return template.render(preset=preset, parameters=parameters, facts=facts, metrics=metrics)
+    return template.render(preset=preset, parameters=parameters, rounds=rounds, metrics=metrics)
 
 
 def count_parameters(module: Any) -> int:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 
-from imprint.base.export import export_base
+from imprint.base.export import ROUNDS, export_base
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
 from imprint.core.params import Params
 from imprint.evaluation.world import WorldSettings, run_evaluate_world
+from imprint.models import load_card
 from imprint.training.compositor_stage import OUT as COMPOSITOR
 from imprint.training.compositor_stage import run_train_compositor
 from imprint.training.freeze_stage import run_freeze_encoder
-from imprint.training.pretrain_stage import SHARDS, run_pretrain_encoder
+from imprint.training.pretrain_stage import FRESH, SHARDS, run_pretrain_encoder
 
 STAGES: dict[str, Callable[[Params, Path], None]] = {
     "pretrain_encoder": run_pretrain_encoder,
@@ -32,14 +33,20 @@ REPORT = Path("reports/world")
 def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: str) -> None:
     """Run both stages in the folder `work`, measure on the held-out objects, and write the checkpoint to `out`.
 
-    Finished stages are not run again for the same parameters and shards; an interrupted one resumes. `command` goes
-    into the model card.
+    Finished stages are not run again for the same parameters, shards and model to start from; an interrupted one
+    resumes. `command` goes into the model card.
     """
     if not (shards / "pairs.parquet").is_file():
         raise InputError(f"{shards} holds no shards (no pairs.parquet); see demo/README.md for how to render the world")
-    work.mkdir(parents=True, exist_ok=True)
-    _place_shards(shards, work / SHARDS)
-    digest = compute_path_digest(shards)
+    inputs = {SHARDS: shards}
+    init = Path(params.pretrain_encoder.init)
+    if init != Path(FRESH):
+        if not (init / "imprint.json").is_file():
+            raise InputError(f"pretrain_encoder.init: {init} holds no model; name a checkpoint's folder or {FRESH}")
+        inputs[init] = init
+    for name, source in inputs.items():
+        _place_link(source, work / name)
+    digest = compute_digest(json.dumps([compute_path_digest(path) for path in inputs.values()]))
     for name, run in STAGES.items():
         digest = compute_digest(json.dumps([digest, name, getattr(params, name).model_dump(mode="json")]))
         record = work / "finished" / f"{name}.json"
@@ -53,9 +60,10 @@ def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: 
         work / COMPOSITOR, shards, out=work / REPORT, settings=WorldSettings(), threads=threads
     )
     minutes = {name: json.loads((work / "finished" / f"{name}.json").read_text())["minutes"] for name in STAGES}
-    facts = collect_facts(params, minutes, command)
+    earlier = [] if init == Path(FRESH) else load_card(init).get(ROUNDS, [])
+    rounds = [*earlier, collect_facts(params, minutes, command)]
     sheets = [work / REPORT / name for name in ("contact_sheet.png", "objects_sheet.png")]
-    export_base(work / COMPOSITOR, out, facts=facts, metrics=metrics, sheets=sheets)
+    export_base(work / COMPOSITOR, out, rounds=rounds, metrics=metrics, sheets=sheets)
 
 
 def collect_facts(params: Params, minutes: dict[str, float], command: str) -> dict[str, str]:
@@ -72,11 +80,13 @@ def collect_facts(params: Params, minutes: dict[str, float], command: str) -> di
     return facts
 
 
-def _place_shards(shards: Path, target: Path) -> None:
-    """The stages read `data/shards` of their folder: a link to the world's."""
+def _place_link(source: Path, target: Path) -> None:
+    """The stages read the shards, and the model to start from, in their own folder: links to what was named."""
+    if target == source:  # an absolute path
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():
         target.unlink()
     elif target.exists():
         raise InputError(f"{target} is in the way; name another --work folder")
-    target.symlink_to(shards.resolve(), target_is_directory=True)
+    target.symlink_to(source.resolve(), target_is_directory=True)

@@ -121,6 +121,7 @@ class Training(Section):
 class PretrainEncoder(Training):
     preset: PresetName
     init: str  # "fresh", or a model's folder
+    freeze_unet_encoder: bool  # paper: true. A model from scratch has nothing to freeze
     train_middle_block: bool  # the figure leaves the U-Net's middle block open
 
 

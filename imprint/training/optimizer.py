@@ -16,7 +16,7 @@ from imprint.models.freezing import build_parameter_groups
 def build_optimizer(model: nn.Module, params: Training) -> torch.optim.AdamW:
     """AdamW with one group per trainable part; `set_rates` gives the rates."""
     groups = build_parameter_groups(model, params.learning_rate.model_dump())
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=params.weight_decay)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=params.weight_decay, fused=True)
 
 
 def compute_rate_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:

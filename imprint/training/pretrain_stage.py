@@ -28,10 +28,12 @@ FRESH = "checkpoints/fresh"  # stands for random weights, where a model's folder
 def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
     """Train backbone, adapter and U-Net on `multiview` pairs and write `models/pretrained`; run again to resume.
 
-    From a model the U-Net's decoder trains alone, as in the paper; from scratch all of it does.
+    From a model the U-Net's decoder trains alone, as in the paper, unless `freeze_unet_encoder` is off; from scratch
+    all of it does.
     """
     section = params.pretrain_encoder
     from_scratch = section.init == FRESH
+    train_all = from_scratch or not section.freeze_unet_encoder
     run = open_stage(STAGE, section, [SHARDS] if from_scratch else [SHARDS, Path(section.init)], CODE, root)
     with work_on(run, root) as tracker:
         model = build_start(section, root)
@@ -40,12 +42,12 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
             IdentityTask(section),
             reader=ShardReader(root / SHARDS),
             params=section,
-            from_scratch=from_scratch,
+            from_scratch=train_all,
             train_middle_block=section.train_middle_block,
             run=run,
             tracker=tracker,
         )
-        trained = "all (from scratch)" if from_scratch else "decoder"
+        trained = "all" if train_all else "decoder"
         publish_model(model, stage=STAGE, state=state, extra={"unet_trained": trained}, run=run, target=root / OUT)
         tracker.log_model(kind="encoder", directory=root / OUT, metrics=get_final_metrics(state))
 
