@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +21,7 @@ from imprint.evaluation.baselines import clone_object, paste_object, place_objec
 from imprint.evaluation.bootstrap import compute_interval
 from imprint.evaluation.cases import CaseSet, load_cases
 from imprint.evaluation.composites import METHODS, Composites
+from imprint.evaluation.curves import draw_curves, load_curves
 from imprint.evaluation.identity import compute_descriptor, find_nearest
 from imprint.evaluation.protocol import build_protocol, load_metrics, require_same_protocol
 from imprint.evaluation.report import write_report
@@ -297,11 +299,27 @@ class _Links(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_curves_are_drawn_to_scale_and_missing_logs_are_none(tmp_path: Path) -> None:
+    (tmp_path / "train_log.json").write_text(
+        json.dumps([{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5, "rate": 9}])
+    )
+    curves = load_curves({"a": tmp_path, "b": tmp_path / "none"})
+    assert curves == {"a": {"loss": [(2, 1.0), (4, 0.5)]}, "b": {}}
+    line = re.search(r'polyline points="([^"]*)"', draw_curves(curves["a"]))
+    assert line is not None
+    (x_half, y_top), (x_end, y_half) = [tuple(map(float, point.split(","))) for point in line[1].split()]
+    assert x_end - x_half == pytest.approx((x_end - 46) / 2, abs=0.1)
+    assert y_top == pytest.approx(8.0)
+    assert y_half == pytest.approx((8 + 190 - 26) / 2, abs=0.1)
+
+
 def test_the_report_stands_alone_and_is_the_same_every_time(
     tmp_path: Path, metrics: dict, rows: list[summary.Row], case_set: CaseSet, composites: Composites
 ) -> None:
+    curves = {"pretrain_encoder": {"loss": [(1, 0.5), (20, 0.03)], "val_loss": [(20, 0.04)]}, "train_compositor": {}}
     for name in ("first", "second"):
-        write_report(tmp_path / name, metrics, rows=rows, cases=case_set.cases, composites=composites, grid_rows=3)
+        options = {"rows": rows, "cases": case_set.cases, "composites": composites, "grid_rows": 3}
+        write_report(tmp_path / name, metrics, curves=curves, **options)
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
     assert all((tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes() for file in files)
     page = _Links()
@@ -309,5 +327,8 @@ def test_the_report_stands_alone_and_is_the_same_every_time(
     assert page.open == []
     assert len(page.links) == 3 * len(LEVELS)
     assert all((tmp_path / "first" / link).is_file() for link in page.links)
+    assert (
+        tmp_path / "first" / "plots" / "pretrain_encoder" / "loss.csv"
+    ).read_text() == "step,loss\n1,0.5000\n20,0.0300\n"
     assert {"grid.png", "composite.png", "cases.csv", "plots/quality.csv"} <= {str(f) for f in files}
     assert len((tmp_path / "first" / "cases.csv").read_text().splitlines()) == 1 + 6 * len(LEVELS) * len(METHODS)

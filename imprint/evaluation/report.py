@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from imprint.core.pixels import save_image
 from imprint.evaluation.cases import Case
 from imprint.evaluation.charts import COLOURS, build_chart
 from imprint.evaluation.composites import Composites
+from imprint.evaluation.curves import CURVE_COLOURS, TITLES, Curve, draw_curves
 from imprint.evaluation.measures import CHANGED_LEVELS, MAX_PSNR_DB, MIN_REGION_PX
 from imprint.evaluation.pictures import TILES, build_grid, save_strips
 from imprint.evaluation.summary import METRICS, Row
@@ -29,6 +30,7 @@ def write_report(
     rows: Sequence[Row],
     cases: Sequence[Case],
     composites: Composites,
+    curves: Mapping[str, Mapping[str, Curve]],
     grid_rows: int,
 ) -> None:
     """Fill `folder`. The pictures show the first `grid_rows` cases in the archive's order, good or bad."""
@@ -44,11 +46,20 @@ def write_report(
         for method, cells in methods.items()
     ]
     _write_csv(folder / "plots" / "quality.csv", ["composite", *METRICS], means)
-    page = render_page(metrics, rows=rows, names=[case.name for case in shown])
+    for stage, losses in curves.items():
+        for name, curve in losses.items():
+            _write_csv(folder / "plots" / stage / f"{name}.csv", ["step", name], curve)
+    page = render_page(metrics, rows=rows, names=[case.name for case in shown], curves=curves)
     write_bytes_atomic(folder / "index.html", page.encode())
 
 
-def render_page(metrics: dict[str, Any], *, rows: Sequence[Row], names: Sequence[str]) -> str:
+def render_page(
+    metrics: dict[str, Any],
+    *,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    curves: Mapping[str, Mapping[str, Curve]],
+) -> str:
     """The page as HTML; it refers to the pictures beside it by relative names."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -67,6 +78,9 @@ def render_page(metrics: dict[str, Any], *, rows: Sequence[Row], names: Sequence
         tiles=TILES,
         names=names,
         charts={name: Markup(svg) for name, svg in charts.items()},
+        curves={stage: Markup(draw_curves(losses)) for stage, losses in curves.items() if losses},
+        curve_titles=TITLES,
+        curve_colours=CURVE_COLOURS,
         values={(row.case, row.level, row.method): row.values for row in rows},
         number=format_number,
         best=is_best,

@@ -11,6 +11,7 @@ from imprint.core.params import Evaluate, Params
 from imprint.core.stage import StageRun, open_stage
 from imprint.evaluation.cases import CaseSet, load_cases
 from imprint.evaluation.composites import Composites, make_composites
+from imprint.evaluation.curves import load_curves
 from imprint.evaluation.protocol import build_protocol
 from imprint.evaluation.report import write_report
 from imprint.evaluation.summary import Row, flatten_metrics, measure_all, summarise_identity, summarise_rows
@@ -46,8 +47,15 @@ def run_evaluate(params: Params, root: Path = Path(".")) -> None:
         metrics = _collect_metrics(section, case_set, rows, held_out)
         metrics["model"] = compute_path_digest(root / COMPOSITOR)[:12]
         report = run.work_dir / "report"
+        models = {"pretrain_encoder": root / PRETRAINED, "train_compositor": root / COMPOSITOR}
         write_report(
-            report, metrics, rows=rows, cases=case_set.cases, composites=composites, grid_rows=section.grid_rows
+            report,
+            metrics,
+            rows=rows,
+            cases=case_set.cases,
+            composites=composites,
+            curves=load_curves(models),
+            grid_rows=section.grid_rows,
         )
         publish_dir(report, root / REPORT)
         write_json_atomic(root / METRICS, metrics)
