@@ -143,6 +143,22 @@ def composite(
         composite_files(object_paths, background, mask_path=mask, output_path=output, **settings)
 
 
+@app.command()
+def doctor(
+    params: Annotated[
+        Path | None, typer.Option(help="What replaces keys of params.yaml, for example params/sd15.yaml.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the pretrained weights, and write their commits into the params.")
+    ] = False,
+) -> None:
+    """Say what of this machine is ready: torch and GPU, memory, disk, the hub, the pretrained weights."""
+    with _exit_on_bad_input("doctor"):
+        from imprint.doctor import run_doctor
+
+        run_doctor(params, download=download)
+
+
 @contextmanager
 def _exit_on_bad_input(command: str) -> Iterator[None]:
     """One line on standard error and exit code 2 for what the user can mend."""

@@ -21,7 +21,7 @@ DEFAULT_LEVEL: MaskLevel = "box"
 class Request:
     """One composite to make.
 
-    object_rgba: uint8 [h, w, 4], the object's opacity in its alpha; more_objects: further views of the same object, in any
+    object_rgba: uint8 [h, w, 4], the object's opacity in its alpha; more_objects: further views of the object, in any
     order, for a model that was trained with several; background: RGB uint8 [h, w, 3];
     hole: bool [h, w], true where the object goes, nothing else changes; level: how the hole is to be read, from
     `exact` (the object's very outline: fill it) to `box` (a place: sit inside it). A model that was trained without

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a folder, or a repository of the Hugging Face hub at a commit; safetensors only."""
+"""Where pretrained weights come from: a folder, or a repository of the Hugging Face hub at a commit. No pickles."""
 
 from __future__ import annotations
 
