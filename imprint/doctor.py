@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_bytes_atomic
@@ -35,13 +33,9 @@ def run_doctor(overlay: Path | None, *, download: bool, root: Path = Path(".")) 
         for source in list_sources(weights).values():
             download_source(source, [root / path for path in files], root)
         weights = load_params(root / PARAMS, overlay and root / overlay).pretrain_encoder.weights
-    table = Table("what", "found", "remedy")
-    for row in [
-        *list_machine_rows(root),
-        *(describe_source(source, root) for source in list_sources(weights).values()),
-    ]:
-        table.add_row(*row)
-    Console().print(table)
+    sources = list_sources(weights).values()
+    for what, found, remedy in [*list_machine_rows(root), *(describe_source(source, root) for source in sources)]:
+        print(f"{what:<18} {found}" + (f"; {remedy}" if remedy else ""))
 
 
 def list_machine_rows(root: Path) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Beyond the paper: several views of the object, and a zoomed crop of each. Off, the model is the paper's bit for bit."""
+"""Beyond the paper: several views of the object, and a zoomed crop of each. Off, it is the paper's model bit for bit."""
 
 from __future__ import annotations
 
@@ -152,7 +152,8 @@ def test_a_batch_holds_the_views_and_says_which_are_there(reader: ShardReader, d
 
 def test_another_objects_pictures_are_swapped_together(reader: ShardReader) -> None:
     pairs = select_pairs(reader, ["multiview"], split="val")["multiview"][:4]
-    batch = build_fixed_batch(reader, pairs, rules=SEVERAL, build_sample=build_identity_sample, seed=0)
+    rules = replace(SEVERAL, mixture={"multiview": 1.0})
+    batch = build_fixed_batch(reader, pairs, rules=rules, build_sample=build_identity_sample, seed=0)
     swapped = swap_objects(batch, [1, 0, 3, 2])
     for name in ("reference", "opacity", "more", "more_opacity", "present"):
         assert torch.equal(getattr(swapped, name), getattr(batch, name)[[1, 0, 3, 2]])

@@ -56,7 +56,8 @@ def crop_detail(canvas: np.ndarray, size_px: int) -> np.ndarray:
     Where the Laplacian of the colours, weighted by opacity, has most energy; of equals the first. Not scaled, so that a
     canvas of twice the reference's side shows twice as fine.
     """
-    edges = cv2.Laplacian(canvas[..., :3].astype(np.float32) * (canvas[..., 3:] / 255.0), cv2.CV_32F)
+    colours = canvas[..., :3] * (canvas[..., 3:].astype(np.float32) / 255.0)
+    edges = cv2.Laplacian(colours, cv2.CV_32F)
     opaque = cv2.erode(canvas[..., 3], np.ones((3, 3), np.uint8)) > 127  # the outline is no detail
     energy = cv2.integral(np.square(edges).sum(axis=-1) * opaque)
     sums = energy[size_px:, size_px:] - energy[:-size_px, size_px:] - energy[size_px:, :-size_px]

@@ -86,7 +86,8 @@ def find_cached(source: Source, root: Path) -> Path | None:
     if not _COMMIT.fullmatch(source.revision):
         return None
     try:
-        return Path(snapshot_download(source.name, revision=source.revision, local_files_only=True))
+        options = {"allow_patterns": _FILES[source.kind], "local_files_only": True}
+        return Path(snapshot_download(source.name, revision=source.revision, **options))
     except LocalEntryNotFoundError:
         return None
 
