@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from imprint.core.errors import InputError
+from imprint.core.params import load_params
 from imprint.models import PRESETS, ImprintModel, compute_weights_digest
 from imprint.models.backbone import build_backbone, compute_features
 from imprint.models.codec import VaeCodec
@@ -25,6 +26,7 @@ from imprint.models.sources import Source
 from tests.published_weights import load_published, write_published
 from tests.test_models import count_parameters
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = PRESETS["sd15-tiny"]
 
 
@@ -242,3 +244,17 @@ def test_latents_carry_the_scaling_factor_and_draw_nothing(published: Path) -> N
         mean = model.vae.encode(image).latent_dist.mean  # pyright: ignore
         torch.testing.assert_close(latents, 0.18215 * mean)
         torch.testing.assert_close(model.codec.decode(latents), model.vae.decode(mean).sample)  # pyright: ignore
+
+
+# --- the recipes
+
+
+@pytest.mark.parametrize("name", ["small", "sd15", "sd15-lora"])
+def test_the_shipped_recipes_fit_their_presets(name: str) -> None:
+    params = load_params(ROOT / "params.yaml", ROOT / "params" / f"{name}.yaml")
+    preset = PRESETS[params.pretrain_encoder.preset]
+    assert preset.name == name
+    assert (params.pack_shards.size_px, params.pack_shards.reference_px) == (preset.size_px, preset.canvas_px)
+    assert params.train_compositor.condition_on_level == preset.pooled
+    assert (ROOT / params.pretrain_encoder.init).is_dir()
+    assert not params.pretrain_encoder.weights.base_revision, "no commit is invented"

@@ -1,4 +1,4 @@
-"""Beyond the paper: several views of the object, and a zoomed crop of each. Off, it is the paper's model bit for bit."""
+"""Beyond the paper: several views of the object, and a zoomed crop of each. Off, it is the paper's model exactly."""
 
 from __future__ import annotations
 
