@@ -23,6 +23,7 @@ from imprint.models import (
 )
 from imprint.models.codec import PixelUnshuffleCodec, fill_hole
 from imprint.models.freezing import apply_freeze_map, build_parameter_groups, is_trainable
+from imprint.models.presets import choose_encoder
 
 TINY = PRESETS["tiny"]
 LIMITS = {"tiny": 1.1e6, "base": 10e6, "small": 40e6}
@@ -173,6 +174,17 @@ def test_saved_model_comes_back_bit_for_bit_and_gives_the_same_files(model: Impr
     with torch.no_grad():
         tokens = load_encoder(tmp_path / "a").encode_object(reference)
         assert torch.equal(tokens, model.eval().encode_object(reference))
+
+
+def test_a_clip_encoder_gives_tokens_of_the_same_shape_and_comes_back(model: ImprintModel, tmp_path: Path) -> None:
+    other = build_model(choose_encoder(TINY, "clip"), seed=0)
+    reference = torch.rand(2, 3, 64, 64) * 2 - 1
+    save_model(other, tmp_path, stage="test", extra={})
+    with torch.no_grad():
+        tokens = load_encoder(tmp_path).encode_object(reference)
+        assert torch.equal(tokens, other.encode_object(reference))
+        assert tokens.shape == model.encode_object(reference).shape
+    assert choose_encoder(other.preset, "dinov2") == TINY
 
 
 def test_half_precision_halves_the_files_and_is_checked_on_loading(model: ImprintModel, tmp_path: Path) -> None:
