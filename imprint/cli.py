@@ -111,8 +111,13 @@ def train_base(
 
 @app.command()
 def composite(
-    object_path: Annotated[
-        Path, typer.Option("--object", help="The object; without transparency it is segmented first.")
+    object_paths: Annotated[
+        list[Path],
+        typer.Option(
+            "--object",
+            help="The object; without transparency it is segmented first. May be given again, for further views of the "
+            "same object, where the model was trained with several.",
+        ),
     ],
     background: Annotated[Path, typer.Option(help="The picture that it goes into, of any size.")],
     mask: Annotated[
@@ -135,7 +140,23 @@ def composite(
 
     settings = {"level": mask_level, "model": model, "steps": steps, "guidance": guidance, "seed": seed}
     with _exit_on_bad_input("composite"):
-        composite_files(object_path, background, mask_path=mask, output_path=output, **settings)
+        composite_files(object_paths, background, mask_path=mask, output_path=output, **settings)
+
+
+@app.command()
+def doctor(
+    params: Annotated[
+        Path | None, typer.Option(help="What replaces keys of params.yaml, for example params/sd15.yaml.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the pretrained weights, and write their commits into the params.")
+    ] = False,
+) -> None:
+    """Say what of this machine is ready: torch and GPU, memory, disk, the hub, the pretrained weights."""
+    with _exit_on_bad_input("doctor"):
+        from imprint.doctor import run_doctor
+
+        run_doctor(params, download=download)
 
 
 @contextmanager

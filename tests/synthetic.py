@@ -19,11 +19,20 @@ KINDS: tuple[PairKind, ...] = ("multiview", "video", "single")
 
 
 def write_shards(
-    directory: Path, *, size_px: int = 64, kinds: tuple[PairKind, ...] = KINDS, num_pairs: int = 0
+    directory: Path,
+    *,
+    size_px: int = 64,
+    reference_px: int = 0,
+    kinds: tuple[PairKind, ...] = KINDS,
+    num_pairs: int = 0,
 ) -> Path:
-    """Clips of one turning shape each, four views, every kind of pair; `num_pairs` limits those of a kind in train."""
+    """Clips of one turning shape each, four views, every kind of pair; `num_pairs` limits those of a kind in train.
+
+    reference_px: by default `size_px`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    params = PackShards(size_px=size_px, reference_px=size_px, scene_context=2.0, jpeg_quality=95, shard_mb=64.0)
+    sides = {"size_px": size_px, "reference_px": reference_px or size_px}
+    params = PackShards(**sides, scene_context=2.0, jpeg_quality=95, shard_mb=64.0)
     rows: list[ViewRecord] = []
     pairs: list[PairRecord] = []
     for split, clips in CLIPS.items():

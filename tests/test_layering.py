@@ -17,7 +17,7 @@ ROWS = (
     {"training", "inference"},
     {"evaluation"},
     {"base"},
-    {"serving", "cli", "__main__"},
+    {"serving", "doctor", "cli", "__main__"},
 )
 LEAVES = {"imprint.core", "imprint.segmentation"}
 HEAVY = ("torch", "mlflow", "prefect", "dvc", "diffusers", "transformers", "rembg", "onnxruntime", "decord")

@@ -45,7 +45,7 @@ from imprint.training.pretrain_stage import build_start as build_pretrain_start
 from imprint.training.pretrain_stage import run_pretrain_encoder
 from imprint.training.session import build_validation, train_model
 from imprint.training.state import build_state, load_state, save_state
-from imprint.training.tasks import CompositingTask, IdentityTask, encode_or_null
+from imprint.training.tasks import CompositingTask, IdentityTask, replace_by_null
 from imprint.training.validation import Validation, compute_validation
 from tests.synthetic import write_shards
 
@@ -145,7 +145,8 @@ def test_the_null_token_replaces_the_drawn_samples_alone() -> None:
     reference = torch.rand(8, 3, 64, 64) * 2 - 1
     noising = draw_noising(torch.arange(8), shape_chw=(1, 1, 1), seed=0, null_rate=0.5)
     with torch.no_grad():
-        tokens, plain = encode_or_null(model, reference, noising), model.encode_object(reference)
+        plain = model.encode_object(reference)
+        tokens = replace_by_null(model, plain, noising)
     assert 0 < int(noising.is_null.sum()) < 8
     assert torch.equal(tokens[~noising.is_null], plain[~noising.is_null])
     assert torch.equal(tokens[noising.is_null], model.null_tokens(int(noising.is_null.sum())))
@@ -174,6 +175,7 @@ def test_only_single_pairs_are_augmented(params: Params, synthetic_shards: Path)
         ShardReader(synthetic_shards),
         task,
         params=change(params, train_compositor={"validation_pairs": 16}).train_compositor,
+        preset=PRESETS["tiny"],
     ).batch
     after = task.augment(batch, seed=0)
     same = (after.reference == batch.reference).flatten(1).all(dim=1)

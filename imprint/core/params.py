@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-PresetName = Literal["tiny", "base"]
+PresetName = Literal["tiny", "base", "small", "sd15-tiny", "sd15", "sd15-lora"]
 
 
 class Section(BaseModel):
@@ -100,6 +100,10 @@ class Training(Section):
     batch_size: Count
     mixture: dict[PairKind, Share]  # kinds of pair, as shares of the samples
     learning_rate: Rates
+    optimizer: Literal[
+        "adamw", "adamw-8bit"
+    ]  # the latter needs bitsandbytes and a CUDA GPU: states of a quarter the size
+    offload_frozen: bool  # parts that do not train are on the GPU only while they are at work
     warmup_steps: Natural
     weight_decay: Annotated[float, Field(ge=0.0)]
     max_grad_norm: Positive
@@ -118,9 +122,29 @@ class Training(Section):
     validation_pairs: Count
 
 
+class PresetOptions(Section):
+    """What may be chosen for any preset; see docs/models.md. Stage 2 takes it over from stage 1's model."""
+
+    encoder: Literal["dinov2", "clip"]
+    blending: Literal["clean", "noised", "none"]  # of the background; clean is the paper's
+    max_references: Annotated[int, Field(ge=1, le=8)]  # views of the object, drawn per sample; 1 is the paper's
+    detail_crop: bool  # a zoomed crop of the reference as well; false is the paper's
+
+
+class Weights(Section):
+    """Pretrained weights for the presets sd15*: hub ids or folders. A hub id needs its commit: `imprint doctor`."""
+
+    base: str  # U-Net, VAE and scheduler, in diffusers' layout
+    base_revision: str
+    backbone: str  # of transformers
+    backbone_revision: str
+
+
 class PretrainEncoder(Training):
     preset: PresetName
-    init: str  # "fresh", or a model's folder
+    options: PresetOptions
+    weights: Weights
+    init: str  # checkpoints/fresh, checkpoints/pretrained (see `weights`), or a model's folder
     freeze_unet_encoder: bool  # paper: true. A model from scratch has nothing to freeze
     train_middle_block: bool  # the figure leaves the U-Net's middle block open
 
@@ -134,7 +158,7 @@ class TrainCompositor(Training):
     max_contact_margin: Annotated[float, Field(ge=0.0, le=0.3)]  # of the object's size
     condition_on_level: bool
     outside_weight: Annotated[float, Field(ge=0.0)]  # of the x0 loss outside the hole
-    init_unet: str  # "stage1", "fresh", or a model's folder
+    init_unet: str  # models/pretrained, checkpoints/fresh, checkpoints/pretrained, or a model's folder
 
 
 class Evaluate(Section):

@@ -8,6 +8,7 @@ from imprint.data.batches import (
     halve_batch,
     move_batch,
     select_rows,
+    swap_objects,
 )
 from imprint.data.dataset import PairDataset, build_fixed_batch, load_batches
 from imprint.data.draws import DrawRules
@@ -32,4 +33,5 @@ __all__ = [
     "select_pairs",
     "select_rows",
     "spread_pairs",
+    "swap_objects",
 ]

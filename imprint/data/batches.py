@@ -14,6 +14,7 @@ from torch import Tensor
 
 from imprint.core.masks import MASK_LEVELS, add_contact_margin, compute_mask_levels, compute_object_size_px
 from imprint.core.pixels import put_on_black, resize_image, to_model_range
+from imprint.core.prepare import list_object_crops
 from imprint.data.draws import Draw
 from imprint.data.shards import View
 
@@ -22,12 +23,16 @@ from imprint.data.shards import View
 class IdentityBatch:
     """Stage 1. Images in [-1, 1], both views of an object on black; position: of the sample in the run.
 
-    opacity: the reference's alpha, 0-1.
+    opacity: the reference's alpha, 0-1; more, more_opacity: the object's further pictures, of which those `present`
+    count (beyond the paper; e is 0 as in the paper).
     """
 
     position: Int[Tensor, " b"]
     reference: Float[Tensor, "b 3 r r"]
     opacity: Float[Tensor, "b 1 r r"]
+    more: Float[Tensor, "b e 3 r r"]
+    more_opacity: Float[Tensor, "b e 1 r r"]
+    present: Bool[Tensor, "b e"]
     target: Float[Tensor, "b 3 s s"]
 
 
@@ -35,13 +40,16 @@ class IdentityBatch:
 class CompositingBatch:
     """Stage 2. Images in [-1, 1]; scene: the target, with the object in it; hole: true where the model has to paint.
 
-    opacity: the reference's alpha, 0-1; is_single: the reference is the target view itself, to be augmented;
-    level: index into MASK_LEVELS.
+    opacity, more, more_opacity, present: as in `IdentityBatch`; is_single: the reference is the target view itself, to
+    be augmented; level: index into MASK_LEVELS.
     """
 
     position: Int[Tensor, " b"]
     reference: Float[Tensor, "b 3 r r"]
     opacity: Float[Tensor, "b 1 r r"]
+    more: Float[Tensor, "b e 3 r r"]
+    more_opacity: Float[Tensor, "b e 1 r r"]
+    present: Bool[Tensor, "b e"]
     is_single: Bool[Tensor, " b"]
     scene: Float[Tensor, "b 3 s s"]
     hole: Bool[Tensor, "b 1 s s"]
@@ -51,18 +59,19 @@ class CompositingBatch:
 Batch = TypeVar("Batch", IdentityBatch, CompositingBatch)
 
 
-def build_identity_sample(draw: Draw, reference: View, target: View) -> IdentityBatch:
+def build_identity_sample(draw: Draw, reference: View, target: View, others: Sequence[View] = ()) -> IdentityBatch:
     """A batch of one; the target is brought to the scene's size."""
     on_black = _put_target_on_black(target)
     return IdentityBatch(
         position=torch.tensor([draw.position]),
-        reference=_to_tensor(_apply(draw, put_on_black(reference.object_rgba))),
-        opacity=_opacity_tensor(draw, reference),
+        **_build_pictures(draw, [reference, *others]),
         target=_to_tensor(_apply(draw, on_black)),
     )
 
 
-def build_compositing_sample(draw: Draw, reference: View, target: View) -> CompositingBatch:
+def build_compositing_sample(
+    draw: Draw, reference: View, target: View, others: Sequence[View] = ()
+) -> CompositingBatch:
     """A batch of one; the hole is the object's mask at the drawn level, with the drawn contact margin.
 
     A `multiview` pair is stage 1's task in stage 2's terms: the object on black, and all of the picture is the hole.
@@ -77,8 +86,7 @@ def build_compositing_sample(draw: Draw, reference: View, target: View) -> Compo
         hole = add_contact_margin(hole, compute_object_size_px(mask), draw.margin_share)
     return CompositingBatch(
         position=torch.tensor([draw.position]),
-        reference=_to_tensor(_apply(draw, put_on_black(reference.object_rgba))),
-        opacity=_opacity_tensor(draw, reference),
+        **_build_pictures(draw, [reference, *others]),
         is_single=torch.tensor([draw.pair.kind == "single"]),
         scene=_to_tensor(_apply(draw, scene)),
         hole=torch.from_numpy(np.ascontiguousarray(hole))[None, None],
@@ -100,6 +108,12 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """The batch's samples `rows`, in that order."""
     return type(batch)(**{field.name: getattr(batch, field.name)[list(rows)] for field in fields(batch)})
+
+
+def swap_objects(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The batch with the pictures of another sample's object for each."""
+    names = ("reference", "opacity", "more", "more_opacity", "present")
+    return replace(batch, **{name: getattr(batch, name)[list(rows)] for name in names})
 
 
 def halve_batch(batch: Batch) -> Batch:
@@ -125,8 +139,25 @@ def _mirror(draw: Draw, image: np.ndarray) -> np.ndarray:
     return image[:, ::-1] if draw.mirrored else image
 
 
-def _opacity_tensor(draw: Draw, view: View) -> Float[Tensor, "1 1 r r"]:
-    opacity = _mirror(draw, view.object_rgba[..., 3]).astype(np.float32) / 255.0
+def _build_pictures(draw: Draw, views: Sequence[View]) -> dict[str, Tensor]:
+    """What the encoder sees of the object: the reference, and behind it as many places as the draw's rules have."""
+    crops = [crop for view in views for crop in list_object_crops(view.object_rgba, detail=draw.detail)]
+    count = draw.max_references * (2 if draw.detail else 1)
+    present = [place < len(crops) for place in range(1, count)]
+    crops += [np.zeros_like(crops[0])] * (count - len(crops))
+    pictures = torch.cat([_to_tensor(_apply(draw, put_on_black(crop))) for crop in crops])
+    opacity = torch.cat([_opacity_tensor(draw, crop) for crop in crops])
+    return {
+        "reference": pictures[:1],
+        "opacity": opacity[:1],
+        "more": pictures[None, 1:],
+        "more_opacity": opacity[None, 1:],
+        "present": torch.tensor([present], dtype=torch.bool),
+    }
+
+
+def _opacity_tensor(draw: Draw, rgba: np.ndarray) -> Float[Tensor, "1 1 r r"]:
+    opacity = _mirror(draw, rgba[..., 3]).astype(np.float32) / 255.0
     return torch.from_numpy(opacity)[None, None]
 
 

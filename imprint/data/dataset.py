@@ -14,7 +14,7 @@ from imprint.data.batches import Batch, collate
 from imprint.data.draws import Draw, DrawRules, draw_sample
 from imprint.data.shards import ShardReader, View
 
-BuildSample = Callable[[Draw, View, View], Batch]
+BuildSample = Callable[[Draw, View, View, Sequence[View]], Batch]  # reference, target, further views
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def build_fixed_batch(
 
 def _read_sample(reader: ShardReader, draw: Draw, build_sample: BuildSample[Batch]) -> Batch:
     reference, target = reader.read_pair(draw.pair)
+    others = reader.read_others(draw.pair, draw.others)
     try:
-        return build_sample(draw, reference, target)
+        return build_sample(draw, reference, target, others)
     except ValueError as error:
         raise InputError(f"pair {draw.pair.pair_id}: {error}; run `dvc repro pack_shards`") from error

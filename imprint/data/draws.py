@@ -20,7 +20,8 @@ class DrawRules:
     """Shares and ranges that a sample is drawn by; the default draws no change at all.
 
     mixture: kind of pair => share; levels: mask level => share; max_contact_margin: of the object's size;
-    flip_rate: mirrored left to right; swap_rate: colour channels permuted (both in reference and target alike).
+    flip_rate: mirrored left to right; swap_rate: colour channels permuted (both in reference and target alike);
+    max_references: so many views of the object are shown at most; detail: a zoomed crop of each as well.
     """
 
     mixture: Mapping[PairKind, float]
@@ -28,6 +29,8 @@ class DrawRules:
     max_contact_margin: float = 0.0
     flip_rate: float = 0.0
     swap_rate: float = 0.0
+    max_references: int = 1
+    detail: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,14 @@ class Draw:
     margin_share: float
     mirrored: bool
     channels: tuple[int, int, int]
+    others: tuple[float, ...] = ()  # one per further view of the object: its place among those that there are, 0-1
+    max_references: int = 1
+    detail: bool = False
 
 
 def draw_sample(rules: DrawRules, pairs: Mapping[PairKind, Sequence[PairRecord]], *, seed: int, position: int) -> Draw:
-    """The sample at `position`: a kind by the mixture, a pair of it, a mask level, a margin, mirror and channels."""
+    """The sample at `position`: a kind by the mixture, a pair of it, a mask level, a margin, mirror and channels, and
+    how many views of the object are shown, 1 to `max_references`."""
     rng = np.random.default_rng([seed, position])
     kind = _draw_key(rng, sorted(pairs), rules.mixture)
     pair = pairs[kind][int(rng.integers(len(pairs[kind])))]
@@ -52,8 +59,18 @@ def draw_sample(rules: DrawRules, pairs: Mapping[PairKind, Sequence[PairRecord]]
     mirrored = bool(rng.random() < rules.flip_rate)
     red, green, blue = (int(channel) for channel in rng.permutation(3))
     channels = (red, green, blue) if rng.random() < rules.swap_rate else (0, 1, 2)
+    # drawn last, so that all else is as it would be with one view
+    others = rng.random(int(rng.integers(rules.max_references))) if rules.max_references > 1 else ()
     return Draw(
-        position=position, pair=pair, level=level, margin_share=margin_share, mirrored=mirrored, channels=channels
+        position=position,
+        pair=pair,
+        level=level,
+        margin_share=margin_share,
+        mirrored=mirrored,
+        channels=channels,
+        others=tuple(float(share) for share in others),
+        max_references=rules.max_references,
+        detail=rules.detail,
     )
 
 

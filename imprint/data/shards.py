@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class ShardReader:
         self.directory = directory
         self.pairs = load_records(directory / "pairs.parquet", PairRecord)
         self._rows = {row.view_id: row for row in load_records(directory / "views.parquet", ViewRecord)}
+        self._indices: dict[tuple[str, int], list[int]] = {}  # sample indices by object, once they are asked for
         self._cache: OrderedDict[str, View] = OrderedDict()
         self._cached_bytes, self._cache_bytes = 0, limit_cache_bytes() if cache_bytes is None else cache_bytes
 
@@ -47,6 +49,20 @@ class ShardReader:
     def read_pair(self, pair: PairRecord) -> tuple[View, View]:
         """Reference view, target view."""
         return self.read_view(pair, pair.reference_index), self.read_view(pair, pair.target_index)
+
+    def read_others(self, pair: PairRecord, places: Sequence[float]) -> list[View]:
+        """Further views of the pair's object, neither of the two in the pair: one per place (0-1, among those left), as
+        many as there are."""
+        taken = {pair.reference_index, pair.target_index}
+        left = [index for index in self._list_indices(pair) if index not in taken]
+        chosen = [left.pop(int(place * len(left))) for place in places[: len(left)]]
+        return [self.read_view(pair, index) for index in chosen]
+
+    def _list_indices(self, pair: PairRecord) -> list[int]:
+        if not self._indices:
+            for row in self._rows.values():
+                self._indices.setdefault((row.clip_id, row.track), []).append(row.sample_index)
+        return sorted(self._indices[pair.clip_id, pair.track])
 
     def read_view(self, pair: PairRecord, sample_index: int) -> View:
         """The view of the pair's object in a frame; `InputError` names one that is not packed or is damaged."""

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from imprint.diffusion.blending import blend, hold_background, start_path
 from imprint.diffusion.noise import sample_noise
-from imprint.diffusion.schedule import SchedulerName, build_scheduler
+from imprint.diffusion.schedule import Schedule, SchedulerName, build_scheduler
 
 Generators = Sequence[torch.Generator]  # one per sample: a result does not depend on the rest of its batch
 
@@ -24,13 +25,13 @@ class Codec(Protocol):
 
 
 @runtime_checkable
-class Shape(Protocol):
+class Shape(Schedule, Protocol):
     @property
     def latent_channels(self) -> int: ...
     @property
     def latent_px(self) -> int: ...
     @property
-    def prediction_type(self) -> str: ...
+    def blending(self) -> str: ...
 
 
 @runtime_checkable
@@ -43,8 +44,10 @@ class Denoiser(Protocol):
     def preset(self) -> Shape: ...
     @property
     def device(self) -> torch.device: ...
-    def null_tokens(self, batch_size: int, /) -> Tensor: ...
-    def denoise(self, x_t: Tensor, timestep: Tensor, tokens: Tensor, level: Tensor | None, /) -> Tensor: ...
+    def null_tokens(self, batch_size: int, length: int | None, /) -> Tensor: ...
+    def denoise(
+        self, x_t: Tensor, timestep: Tensor, tokens: Tensor, level: Tensor | None, counts: Tensor | None, /
+    ) -> Tensor: ...
 
 
 @torch.no_grad()
@@ -56,13 +59,15 @@ def sample_object(
     guidance: float,
     generator: Generators,
     scheduler: SchedulerName = "ddim",
+    counts: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b 3 s s"]:
-    """The object of `tokens` on black, from pure noise, in [-1, 1]."""
+    """The object of `tokens` on black, from pure noise, in [-1, 1]; `counts`: which tokens are looked at, None: all."""
     solver = _start(model, scheduler, steps)
-    z_t = _sample_start(model, solver, generator)
+    z_t = _sample_noise(model, generator) * solver.init_noise_sigma
     for timestep in solver.timesteps:
         x_t = solver.scale_model_input(z_t, timestep)
-        prediction = compute_guided(model, x_t, timestep.long(), tokens=tokens, level=None, guidance=guidance)
+        condition = {"tokens": tokens, "level": None, "counts": counts}
+        prediction = compute_guided(model, x_t, timestep.long(), **condition, guidance=guidance)
         z_t = solver.step(prediction, timestep, z_t).prev_sample
     return model.codec.decode(z_t).clamp(-1.0, 1.0)
 
@@ -80,23 +85,34 @@ def sample_composite(
     generator: Generators,
     scheduler: SchedulerName = "ddim",
     on_step: Callable[[Tensor], None] | None = None,
+    counts: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b 3 s s"]:
     """The object of `tokens` in the hole of `scene`, in [-1, 1]; what lies in the scene's hole is never seen.
 
-    Paper, background blending: the clean background latent stands outside the hole at every step, as in training.
-    `level` holds indices into MASK_LEVELS; `on_step` sees the latents after every step.
+    Paper, background blending: the clean background latent stands outside the hole at every step, as in training; the
+    preset may have another blending (`imprint.diffusion.blending`). `level` holds indices into MASK_LEVELS; `on_step`
+    sees the latents after every step; `counts`: which tokens are looked at, None: all.
     """
     clean, keep = model.codec.encode_background(scene, hole)
-    solver = _start(model, scheduler, steps)
-    z_t = _sample_start(model, solver, generator)
-    for timestep in solver.timesteps:
-        # blended after scale_model_input: the background is on the model's scale, not on the solver's
-        x_t = keep * clean + (1.0 - keep) * solver.scale_model_input(z_t, timestep)
-        prediction = compute_guided(model, x_t, timestep.long(), tokens=tokens, level=level, guidance=guidance)
+    blending, solver = model.preset.blending, _start(model, scheduler, steps)
+    noise = _sample_noise(model, generator)
+    held = {"clean": clean, "keep": keep, "solver": solver}
+    condition = {"tokens": tokens, "level": level, "counts": counts}
+    z_t = start_path(blending, noise, **held)
+    for step, timestep in enumerate(solver.timesteps):
+        z_t = hold_background(blending, z_t, noise=noise, step=step, **held)
+        x_t = solver.scale_model_input(z_t, timestep)
+        if blending == "clean":
+            # after scale_model_input: the background is on the model's scale, not on the solver's
+            x_t = blend(clean, x_t, keep=keep)
+        prediction = compute_guided(model, x_t, timestep.long(), **condition, guidance=guidance)
         z_t = solver.step(prediction, timestep, z_t).prev_sample
-        z_t = keep * clean + (1.0 - keep) * z_t
+        if blending == "clean":
+            z_t = blend(clean, z_t, keep=keep)
         if on_step is not None:
             on_step(z_t)
+    if blending == "noised":
+        z_t = blend(clean, z_t, keep=keep)
     return model.codec.decode(z_t).clamp(-1.0, 1.0)
 
 
@@ -107,28 +123,28 @@ def compute_guided(
     *,
     tokens: Float[Tensor, "b n d"],
     level: Int[Tensor, " b"] | None,
+    counts: Bool[Tensor, "b n"] | None,
     guidance: float,
 ) -> Float[Tensor, "b c h w"]:
     """Classifier-free guidance: null + guidance * (object - null); 1 asks the model once. x0 stays in its range."""
     batch_size = x_t.shape[0]
     if guidance == 1.0:
-        prediction = model.denoise(x_t, timestep.expand(batch_size), tokens, level)
+        prediction = model.denoise(x_t, timestep.expand(batch_size), tokens, level, counts)
     else:
-        both_tokens = torch.cat([tokens, model.null_tokens(batch_size)])
-        both_levels = None if level is None else torch.cat([level, level])
-        both = model.denoise(torch.cat([x_t, x_t]), timestep.expand(2 * batch_size), both_tokens, both_levels)
+        both_tokens = torch.cat([tokens, model.null_tokens(batch_size, tokens.shape[1])])
+        conditions = [None if value is None else torch.cat([value, value]) for value in (level, counts)]
+        both = model.denoise(torch.cat([x_t, x_t]), timestep.expand(2 * batch_size), both_tokens, *conditions)
         with_object, without = both.chunk(2)
         prediction = without + guidance * (with_object - without)
     return model.codec.clamp(prediction) if model.preset.prediction_type == "sample" else prediction
 
 
 def _start(model: Denoiser, scheduler: SchedulerName, steps: int) -> Any:  # diffusers types a timestep as int
-    solver = build_scheduler(scheduler, prediction_type=model.preset.prediction_type)
+    solver = build_scheduler(scheduler, model.preset)
     solver.set_timesteps(steps, device=model.device)
     return solver
 
 
-def _sample_start(model: Denoiser, solver: Any, generators: Generators) -> Tensor:
-    """Pure noise on the solver's scale, [b c h w]."""
+def _sample_noise(model: Denoiser, generators: Generators) -> Tensor:
     shape_chw = (model.preset.latent_channels, model.preset.latent_px, model.preset.latent_px)
-    return sample_noise(shape_chw, generators, model.device) * solver.init_noise_sigma
+    return sample_noise(shape_chw, generators, model.device)

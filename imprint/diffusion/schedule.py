@@ -1,12 +1,14 @@
 """The noise schedule, and the conversions between what a model may predict: x0, eps and v.
 
 x_t = a * x_0 + s * eps with a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t); v = a * eps - s * x_0
-(Salimans & Ho 2022). Terminal SNR is zero (Lin et al. 2024): at the last timestep x_t is noise alone.
+(Salimans & Ho 2022). Our own schedule has a terminal SNR of zero (Lin et al. 2024): at the last timestep x_t is noise
+alone. A pretrained model keeps the schedule that it was trained with.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from jaxtyping import Float, Int
@@ -21,29 +23,59 @@ Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
 NUM_TIMESTEPS = 1000
 
 
-def build_scheduler(name: str = "ddim", *, prediction_type: str = "sample") -> Scheduler:
-    """One of the allowed diffusers schedulers on our schedule; `InputError` for any other name."""
-    schedule = {
+@runtime_checkable
+class Schedule(Protocol):
+    """What of a model's preset fixes its noise schedule; `imprint.models.Preset` is one."""
+
+    @property
+    def prediction_type(self) -> str: ...
+    @property
+    def zero_terminal_snr(self) -> bool: ...
+    @property
+    def beta_schedule(self) -> str: ...
+    @property
+    def beta_start(self) -> float: ...
+    @property
+    def beta_end(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OurSchedule:
+    """The schedule of the from-scratch presets."""
+
+    prediction_type: str = "sample"
+    zero_terminal_snr: bool = True
+    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+
+OURS = OurSchedule()
+
+
+def build_scheduler(name: str = "ddim", schedule: Schedule = OURS) -> Scheduler:
+    """One of the allowed diffusers schedulers on a model's schedule; `InputError` for any other name."""
+    settings = {
         "num_train_timesteps": NUM_TIMESTEPS,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": prediction_type,
-        "rescale_betas_zero_snr": True,
+        "beta_schedule": schedule.beta_schedule,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "prediction_type": schedule.prediction_type,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         "timestep_spacing": "trailing",
     }
     if name == "ddim":
-        return DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=True)
+        return DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True)
     if name == "dpm":
-        return DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", solver_order=2)
+        return DPMSolverMultistepScheduler(**settings, algorithm_type="dpmsolver++", solver_order=2)
     if name == "euler":
-        return EulerDiscreteScheduler(**schedule)
+        return EulerDiscreteScheduler(**settings)
     raise InputError(f"scheduler {name!r} is not known to leave the background untouched; use {', '.join(SCHEDULERS)}")
 
 
-def compute_alphas_cumprod() -> Float[Tensor, " t"]:
-    """alpha_bar per timestep, from about 1 down to exactly 0."""
-    return build_scheduler("ddim").alphas_cumprod
+def compute_alphas_cumprod(schedule: Schedule = OURS) -> Float[Tensor, " t"]:
+    """alpha_bar per timestep, from about 1 down to 0 (ours) or nearly so."""
+    return build_scheduler("ddim", schedule).alphas_cumprod
 
 
 def compute_snr(alphas_cumprod: Float[Tensor, " t"], timestep: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -79,6 +111,11 @@ def eps_to_x0(eps: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Ten
 def v_to_x0(v: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:
     a, s = _signal_and_noise(alphas_cumprod, timestep)
     return a * x_t - s * v
+
+
+def v_to_eps(v: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:
+    a, s = _signal_and_noise(alphas_cumprod, timestep)
+    return a * v + s * x_t
 
 
 def x0_eps_to_v(x_0: Tensor, eps: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:

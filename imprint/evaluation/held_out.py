@@ -101,8 +101,8 @@ def compute_losses(
         places = own[start : start + batch_size]
         batch = move_batch(select_rows(pairs, places), model.device)
         for row, order in enumerate((own, list(partners))):
-            shown = pairs.reference[order[start : start + batch_size]]
-            tokens = model.encode_object(shown.to(model.device))
+            shown = move_batch(select_rows(pairs, order[start : start + batch_size]), model.device)
+            tokens, _ = model.encode_pictures(shown.reference, shown.more, shown.present)  # one view: all tokens count
             losses[row, places] = np.mean([_denoise(model, batch, tokens, step, seed) for step in TIMESTEPS], axis=0)
     return losses
 
@@ -110,8 +110,9 @@ def compute_losses(
 def _build_batch(reader: ShardReader, pairs: Sequence[PairRecord], *, model: ImprintModel, section: Evaluate) -> Any:
     """An IdentityBatch of multiview pairs, a CompositingBatch of all others."""
     preset = model.preset
-    check_sizes(reader, pairs[0], preset=preset.name, size_px=preset.size_px, reference_px=preset.reference_px)
-    rules = DrawRules(mixture={pairs[0].kind: 1.0}, levels=dict.fromkeys(section.levels, 1.0))
+    check_sizes(reader, pairs[0], preset=preset.name, size_px=preset.size_px, reference_px=preset.canvas_px)
+    levels = dict.fromkeys(section.levels, 1.0)
+    rules = DrawRules(mixture={pairs[0].kind: 1.0}, levels=levels, detail=preset.detail_crop)
     if pairs[0].kind == "multiview":
         return build_fixed_batch(reader, pairs, rules=rules, build_sample=build_identity_sample, seed=section.seed)
     return build_fixed_batch(reader, pairs, rules=rules, build_sample=build_compositing_sample, seed=section.seed)

@@ -15,10 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_fill_holes
-from torch import Tensor
 
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
@@ -33,7 +31,18 @@ from imprint.core.masks import (
 from imprint.core.pixels import from_model_range, put_on_black, resize_mask, save_image
 from imprint.core.progress import show_progress
 from imprint.core.records import PairKind, PairRecord, build_id
-from imprint.data import DrawRules, ShardReader, View, build_fixed_batch, build_identity_sample, check_sizes
+from imprint.data import (
+    DrawRules,
+    IdentityBatch,
+    ShardReader,
+    View,
+    build_fixed_batch,
+    build_identity_sample,
+    check_sizes,
+    move_batch,
+    select_rows,
+    swap_objects,
+)
 from imprint.diffusion import build_generator, sample_object
 from imprint.evaluation.baselines import clone_object, paste_object
 from imprint.evaluation.bootstrap import compute_interval
@@ -89,7 +98,7 @@ def run_evaluate_world(
         found = f"{len(object_pairs)} objects with multiview pairs and {len(scene_pairs)} video pairs of them"
         raise InputError(f"{shards} has {found} in split test, 2 and 1 are needed; pack held-out objects and scenes")
     model = load_model(model_dir)
-    sizes = {"size_px": model.preset.size_px, "reference_px": model.preset.reference_px}
+    sizes = {"size_px": model.preset.size_px, "reference_px": model.preset.canvas_px}
     for pair in (object_pairs[0], scene_pairs[0]):
         check_sizes(reader, pair, preset=model.preset.name, **sizes)
     torch.set_num_threads(threads)
@@ -131,10 +140,10 @@ def measure_identity(
     The gallery are all objects' true target views; the ceiling asks with the true reference views. The stranger is the
     next object: the same noise, that object's reference.
     """
-    rules = DrawRules(mixture={"multiview": 1.0})  # no augmentation
+    rules = DrawRules(mixture={"multiview": 1.0}, detail=model.preset.detail_crop)  # no augmentation
     batch = build_fixed_batch(reader, pairs, rules=rules, build_sample=build_identity_sample, seed=settings.seed)
-    samples = sample_objects(model, batch.reference, pairs=pairs, settings=settings)
-    strangers = sample_objects(model, batch.reference[choose_partners(pairs)], pairs=pairs, settings=settings)
+    samples = sample_objects(model, batch, pairs=pairs, settings=settings)
+    strangers = sample_objects(model, swap_objects(batch, choose_partners(pairs)), pairs=pairs, settings=settings)
     views = [[view.object_rgba for view in reader.read_pair(pair)] for pair in pairs]
     references, gallery = ([(rgba[side][..., :3], rgba[side][..., 3]) for rgba in views] for side in (0, 1))
     hits = find_hits([(sample, find_object(sample)) for sample in samples], gallery)
@@ -160,15 +169,16 @@ def measure_identity(
 
 @torch.inference_mode()
 def sample_objects(
-    model: ImprintModel, references: Float[Tensor, "n 3 r r"], *, pairs: Sequence[PairRecord], settings: WorldSettings
+    model: ImprintModel, batch: IdentityBatch, *, pairs: Sequence[PairRecord], settings: WorldSettings
 ) -> np.ndarray:
     """uint8 [n, s, s, 3] on black. The noise of sample i is a function of the seed and of pair i alone."""
     samples = []
     with show_progress("evaluate-world: objects", len(pairs)) as bar:
         for start in range(0, len(pairs), BATCH_SIZE):
-            rows = slice(start, start + BATCH_SIZE)
-            tokens = model.encode_object(references[rows].to(model.device))
-            generators = [build_generator(settings.seed, "world", pair.pair_id) for pair in pairs[rows]]
+            rows = range(start, min(start + BATCH_SIZE, len(pairs)))
+            shown = move_batch(select_rows(batch, rows), model.device)
+            tokens, _ = model.encode_pictures(shown.reference, shown.more, shown.present)  # one view: all tokens count
+            generators = [build_generator(settings.seed, "world", pairs[row].pair_id) for row in rows]
             options = {"steps": settings.steps, "guidance": settings.guidance}
             samples.append(sample_object(model, tokens, **options, generator=generators).float().cpu())
             bar.advance(len(generators))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from imprint.core.errors import InputError
@@ -11,7 +12,7 @@ from imprint.inference.inputs import check_output, load_request
 
 
 def composite_files(
-    object_path: Path,
+    object_paths: Sequence[Path],
     background_path: Path,
     *,
     mask_path: Path,
@@ -23,13 +24,16 @@ def composite_files(
     seed: int,
     root: Path = Path("."),
 ) -> None:
-    """Put the object into the background where the mask is white. `InputError` for anything the user can mend."""
+    """Put the object, of which there may be several views, into the background where the mask is white.
+
+    `InputError` for anything the user can mend.
+    """
     check_output(output_path)
     if steps < 1 or guidance < 1.0:
         raise InputError("--steps must be at least 1 and --guidance at least 1.0")
     params_path = root / "params.yaml"
     request = load_request(
-        object_path, background_path, mask_path, params_path=params_path, level=_parse_level(level), seed=seed
+        object_paths, background_path, mask_path, params_path=params_path, level=_parse_level(level), seed=seed
     )
     from imprint.inference.loading import load_compositor
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS, MaskLevel
 from imprint.core.pixels import from_model_range, put_on_black, to_model_range
-from imprint.core.prepare import SceneCrop, crop_object, crop_scene, paste_scene
+from imprint.core.prepare import SceneCrop, crop_object, crop_scene, list_object_crops, paste_scene
 from imprint.diffusion import build_generator, sample_composite
 from imprint.inference.inputs import DEFAULT_LEVEL, Request, check_hole, check_object
 from imprint.models import ImprintModel
@@ -42,7 +43,7 @@ class Compositor:
     def composite_batch(self, requests: Sequence[Request], *, steps: int, guidance: float) -> list[np.ndarray]:
         """One picture per request, sampled together. A request's noise depends on its own seed alone."""
         for request in requests:
-            check_object(request.object_rgba)
+            self._check_views(request)
             check_hole(request.hole, request.background.shape[:2])
         scenes = [_crop(request, self.model.preset.size_px) for request in requests]
         generated = self._sample(requests, scenes, steps, guidance)
@@ -53,21 +54,49 @@ class Compositor:
     ) -> np.ndarray:
         """uint8 [b, size_px, size_px, 3] generated scenes."""
         device = self.model.device
-        size_px = self.model.preset.reference_px
-        objects = [crop_object(r.object_rgba[..., :3], r.object_rgba[..., 3], size_px) for r in requests]
-        references = to_model_range(np.stack([put_on_black(canvas) for canvas in objects]))
         holes = np.stack([scene.hole for scene in scenes])[:, None]
+        tokens, counts = self._encode_objects(requests)
         images = sample_composite(
             self.model,
             torch.from_numpy(to_model_range(np.stack([scene.image for scene in scenes]))).to(device),
             torch.from_numpy(holes).to(device),
-            self.model.encode_object(torch.from_numpy(references).to(device)),
+            tokens,
+            counts=counts,
             level=_encode_levels([request.level for request in requests], device),
             steps=steps,
             guidance=guidance,
             generator=[build_generator(request.seed) for request in requests],
         )
         return from_model_range(images.float().cpu().numpy())
+
+    def _encode_objects(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor | None]:
+        """Tokens of all views of each request's object, and which count where the requests have different numbers."""
+        shown = [self._list_pictures(request) for request in requests]
+        count = max(map(len, shown))
+        present = torch.tensor([[place < len(pictures) for place in range(1, count)] for pictures in shown])
+        blank = np.zeros_like(shown[0][0])
+        padded = np.stack([[*pictures, *[blank] * (count - len(pictures))] for pictures in shown])
+        pictures = torch.from_numpy(to_model_range(padded)).to(self.model.device)
+        return self.model.encode_pictures(pictures[:, 0], pictures[:, 1:], present.bool().to(self.model.device))
+
+    def _list_pictures(self, request: Request) -> list[np.ndarray]:
+        """What the encoder sees of a request's object, on black."""
+        preset = self.model.preset
+        views = (request.object_rgba, *request.more_objects)
+        canvases = [crop_object(view[..., :3], view[..., 3], preset.canvas_px) for view in views]
+        crops = [crop for canvas in canvases for crop in list_object_crops(canvas, detail=preset.detail_crop)]
+        return [put_on_black(crop) for crop in crops]
+
+    def _check_views(self, request: Request) -> None:
+        """`InputError` for an empty view, or more of them than the model was trained with."""
+        limit, given = self.model.preset.max_references, 1 + len(request.more_objects)
+        if given > limit:
+            raise InputError(
+                f"{given} views of the object are given, but this model takes {limit}; give fewer, or train one with "
+                f"pretrain_encoder.options.max_references: {given}"
+            )
+        for view in (request.object_rgba, *request.more_objects):
+            check_object(view)
 
 
 def _crop(request: Request, size_px: int) -> SceneCrop:

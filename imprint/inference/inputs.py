@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ DEFAULT_LEVEL: MaskLevel = "box"
 class Request:
     """One composite to make.
 
-    object_rgba: uint8 [h, w, 4], the object's opacity in its alpha; background: RGB uint8 [h, w, 3];
+    object_rgba: uint8 [h, w, 4], the object's opacity in its alpha; more_objects: further views of the object, in any
+    order, for a model that was trained with several; background: RGB uint8 [h, w, 3];
     hole: bool [h, w], true where the object goes, nothing else changes; level: how the hole is to be read, from
     `exact` (the object's very outline: fill it) to `box` (a place: sit inside it). A model that was trained without
     the condition ignores the level, and None leaves it out.
@@ -31,22 +33,32 @@ class Request:
     hole: np.ndarray
     level: MaskLevel | None = DEFAULT_LEVEL
     seed: int = 0
+    more_objects: tuple[np.ndarray, ...] = ()
 
 
 def load_request(
-    object_path: Path, background_path: Path, mask_path: Path, *, params_path: Path, level: MaskLevel, seed: int
+    object_paths: Sequence[Path],
+    background_path: Path,
+    mask_path: Path,
+    *,
+    params_path: Path,
+    level: MaskLevel,
+    seed: int,
 ) -> Request:
-    """Read the three pictures and check them. `InputError` names the file and the remedy.
+    """Read the pictures and check them. `InputError` names the file and the remedy.
 
     An object image without transparency is segmented as `params_path` says. Transparency of the background is ignored.
     """
     background = load_image(background_path, "background")[..., :3]
     hole = load_mask(mask_path)
     check_hole(hole, background.shape[:2], f"mask {mask_path}")
-    object_image = load_image(object_path, "object")
-    check_object(object_image, f"object {object_path}")
-    object_rgba = cut_out(object_image, params_path, f"object {object_path}")
-    return Request(object_rgba=object_rgba, background=background, hole=hole, level=level, seed=seed)
+    pictures = {f"object {path}": load_image(path, "object") for path in object_paths}
+    for name, picture in pictures.items():
+        check_object(picture, name)
+    first, *others = [cut_out(picture, params_path, name) for name, picture in pictures.items()]
+    return Request(
+        object_rgba=first, more_objects=tuple(others), background=background, hole=hole, level=level, seed=seed
+    )
 
 
 def check_hole(hole: np.ndarray, background_hw: tuple[int, ...], name: str = "the mask") -> None:

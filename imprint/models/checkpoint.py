@@ -20,11 +20,10 @@ from transformers.utils import logging as transformers_logging
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_json_atomic
-from imprint.models.freezing import PARTS
 from imprint.models.model import ImprintModel, ObjectEncoder, build_model
-from imprint.models.presets import Preset
+from imprint.models.presets import Preset, build_scratch_preset
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: its preset is the arguments of `build_scratch_preset`
 ENCODER_PARTS = ("backbone", "adapter")
 
 
@@ -44,16 +43,16 @@ def save_model(
     *,
     stage: str,
     extra: Mapping[str, Any],
-    parts: Iterable[str] = PARTS,
+    parts: Iterable[str] | None = None,
     half_precision: bool = False,
 ) -> None:
-    """Write `parts` of the model and the card `imprint.json`; `extra` goes into the card.
+    """Write `parts` of the model, by default all, and the card `imprint.json`; `extra` goes into the card.
 
     half_precision: weights are stored as float16; the digests are those of what `load_model` makes of them (float32).
     """
     transformers_logging.disable_progress_bar()
     digests = {}
-    for part in parts:
+    for part in model.parts if parts is None else parts:
         module = getattr(model, part)
         if half_precision:
             module = copy.deepcopy(module).half()
@@ -73,17 +72,17 @@ def load_card(directory: Path) -> dict[str, Any]:
         raise InputError(f"{directory} holds no model (no imprint.json); {remedy}") from None
     except json.JSONDecodeError:
         raise InputError(f"{path} is damaged; delete {directory} and run `dvc repro`") from None
-    if card.get("format_version") != FORMAT_VERSION:
+    if card.get("format_version") not in (1, FORMAT_VERSION):
         raise InputError(f"{path} has format version {card.get('format_version')}, not {FORMAT_VERSION}; retrain it")
     return card
 
 
 def load_preset(directory: Path) -> Preset:
     """The preset of the model in `directory`."""
-    fields = dict(load_card(directory)["preset"])
-    fields["unet_widths"] = tuple(fields["unet_widths"])
+    card = load_card(directory)
+    build = build_scratch_preset if card["format_version"] == 1 else Preset
     try:
-        return Preset(**fields)
+        return build(**card["preset"])
     except TypeError:
         raise InputError(f"{directory}/imprint.json describes another kind of model; retrain it") from None
 
@@ -91,7 +90,7 @@ def load_preset(directory: Path) -> Preset:
 def load_model(directory: Path) -> ImprintModel:
     """A whole model, in evaluation mode; `InputError` if a part is missing or is not the one that the card records."""
     model = build_model(load_preset(directory), seed=0)
-    for part in PARTS:
+    for part in model.parts:
         load_part(model, part, directory)
     return model
 

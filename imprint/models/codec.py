@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -49,3 +52,45 @@ class PixelUnshuffleCodec(nn.Module):
     def clamp(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Predicted clean latents limited to what an image can give."""
         return latents.clamp(-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class VaeCodec:
+    """A frozen VAE. Its scaling factor appears nowhere else; encoding takes the posterior's mode, so it draws nothing.
+
+    Always in float32: SD 1.5's decoder overflows in half precision.
+    """
+
+    vae: AutoencoderKL
+
+    @property
+    def cell_px(self) -> int:
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @torch.no_grad()
+    def encode(self, image: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c h w"]:
+        """Image in [-1, 1] => latents of about unit variance."""
+        with torch.autocast(image.device.type, enabled=False):
+            posterior = self.vae.encode(image.float()).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+            return posterior.mode() * self.vae.config["scaling_factor"]
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 s s"]:
+        """Close to the inverse of `encode`, and nowhere equal to it: what must stay is pasted back in pixels."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.vae.decode(latents.float() / self.vae.config["scaling_factor"]).sample  # pyright: ignore[reportAttributeAccessIssue]
+
+    def encode_hole(self, hole: Bool[Tensor, "b 1 s s"]) -> Float[Tensor, "b c h w"]:
+        """Hole in pixels => keep mask M of the latents: a cell that any pixel of the hole lies in is not kept."""
+        touched = F.max_pool2d(hole.float(), self.cell_px)
+        return (1.0 - touched).expand(-1, self.vae.config["latent_channels"], -1, -1)
+
+    def encode_background(
+        self, image: Float[Tensor, "b 3 s s"], hole: Bool[Tensor, "b 1 s s"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """Clean background latent of an image with a hole, and its keep mask M."""
+        return self.encode(fill_hole(image, hole)), self.encode_hole(hole)
+
+    def clamp(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Latents of a VAE have no sharp limits."""
+        return latents

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 TrainingStage = Literal["identity", "compositing"]
-PARTS = ("backbone", "adapter", "unet")
+PARTS = ("backbone", "adapter", "unet")  # those that may train; a VAE never does
 
 # Paper, stage 1: the U-Net's encoder is frozen and its decoder trained. The class embedding is ours and always new.
 _DECODER = ("up_blocks", "conv_norm_out", "conv_out", "class_embedding")
@@ -20,11 +20,12 @@ def is_trainable(name: str, stage: TrainingStage, *, from_scratch: bool, train_m
     identity (stage 1): backbone and adapter; of the U-Net the decoder, and the middle block if asked for. A model from
     scratch (`from_scratch`) has nothing to freeze in its U-Net: all of it trains.
     compositing (stage 2): adapter and U-Net.
+    The VAE never trains.
     """
     part, _, rest = name.partition(".")
-    assert part in PARTS, f"parameter {name} belongs to no part"
-    if part == "backbone":
-        return stage == "identity"
+    assert part in (*PARTS, "vae"), f"parameter {name} belongs to no part"
+    if part in ("backbone", "vae"):
+        return part == "backbone" and stage == "identity"
     if part == "adapter" or stage == "compositing" or from_scratch:
         return True
     block = rest.split(".")[0]
@@ -32,10 +33,18 @@ def is_trainable(name: str, stage: TrainingStage, *, from_scratch: bool, train_m
 
 
 def apply_freeze_map(model: nn.Module, stage: TrainingStage, *, from_scratch: bool, train_middle_block: bool) -> None:
-    """Set `requires_grad` of every parameter."""
+    """Set `requires_grad` of every parameter. Of a U-Net with low-rank additions these alone train, where it trains."""
+    has_lora = any(is_low_rank(name) for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         trainable = is_trainable(name, stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
+        if has_lora and name.startswith("unet."):
+            trainable = trainable and is_low_rank(name)
         parameter.requires_grad_(trainable)
+
+
+def is_low_rank(name: str) -> bool:
+    """Whether a parameter is one of those that `imprint.models.lora` adds."""
+    return ".lora_" in name
 
 
 def build_parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict]:

@@ -1,19 +1,16 @@
-"""The model's four parts and how they meet: backbone -> adapter -> tokens -> U-Net, on the codec's latents."""
+"""The model's parts and how they meet: backbone -> adapter -> tokens -> U-Net, on the codec's latents."""
 
 from __future__ import annotations
 
 import torch
-from diffusers import UNet2DConditionModel
-from jaxtyping import Float, Int
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model
 
 from imprint.models.adapter import ContentAdapter
-from imprint.models.codec import PixelUnshuffleCodec
+from imprint.models.backbone import build_backbone, compute_features
+from imprint.models.codec import PixelUnshuffleCodec, VaeCodec
 from imprint.models.presets import Preset
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DINOv2's input statistics, for images in [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ObjectEncoder(nn.Module):
@@ -22,7 +19,7 @@ class ObjectEncoder(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.preset = preset
-        self.backbone = _build_backbone(preset)
+        self.backbone = build_backbone(preset.backbone)
         self.adapter = _build_adapter(preset)
 
     def encode_object(self, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n d"]:
@@ -33,30 +30,56 @@ class ObjectEncoder(nn.Module):
 class ImprintModel(nn.Module):
     """Object image -> tokens -> denoised latents.
 
-    backbone: DINOv2; adapter: its features to the U-Net's condition; unet: predicts what `preset.prediction_type` says;
-    codec: pixels <=> latents.
+    backbone: DINOv2 or CLIP; adapter: its features to the U-Net's condition; unet: predicts what
+    `preset.prediction_type` says; codec: pixels <=> latents, by `vae` where the preset has one.
     """
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.preset = preset
-        self.backbone = _build_backbone(preset)
+        self.backbone = build_backbone(preset.backbone)
         self.adapter = _build_adapter(preset)
         self.unet = _build_unet(preset)
-        self.codec = PixelUnshuffleCodec(preset.unshuffle)
+        self.vae = None if preset.vae is None else _build_vae(preset.vae)
+        self.codec = PixelUnshuffleCodec(preset.unshuffle) if self.vae is None else VaeCodec(self.vae)
 
     @property
     def device(self) -> torch.device:
         return self.unet.device
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that have weights, by attribute."""
+        return ("backbone", "adapter", "unet") if self.vae is None else ("backbone", "adapter", "unet", "vae")
+
     def encode_object(self, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n d"]:
         """Object on black in [-1, 1] => tokens: the class token, then one per patch."""
         return self.adapter(compute_features(self.backbone, reference))
 
-    def null_tokens(self, batch_size: int) -> Float[Tensor, "b n d"]:
-        """The learned "no object": one token, repeated to the length of an object's."""
-        length = 1 + (self.preset.reference_px // self.preset.patch_px) ** 2
-        return self.adapter.null_token.expand(batch_size, length, -1)
+    def encode_pictures(
+        self,
+        reference: Float[Tensor, "b 3 r r"],
+        more: Float[Tensor, "b e 3 r r"],
+        present: Bool[Tensor, "b e"],
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"] | None]:
+        """The reference and further pictures of each object (beyond the paper) => their tokens joined, and which count.
+
+        A picture that is not `present` is never looked at: its tokens are zeros that do not count. Without further
+        pictures (e is 0) it is `encode_object`, and all tokens count (None).
+        """
+        batch_size, count = present.shape
+        if count == 0:
+            return self.encode_object(reference), None
+        pictures = torch.cat([reference[:, None], more], dim=1)
+        present = torch.cat([present.new_ones(batch_size, 1), present], dim=1)
+        encoded = self.encode_object(pictures[present])  # [v n d], v: pictures in all
+        tokens = encoded.new_zeros(batch_size, 1 + count, *encoded.shape[1:])
+        tokens[present] = encoded
+        return tokens.flatten(1, 2), present.repeat_interleave(encoded.shape[1], dim=1)
+
+    def null_tokens(self, batch_size: int, length: int | None = None) -> Float[Tensor, "b n d"]:
+        """The learned "no object": one token, repeated to `length`, by default that of one picture."""
+        return self.adapter.null_token.expand(batch_size, length or self.preset.num_tokens, -1)
 
     def denoise(
         self,
@@ -64,22 +87,20 @@ class ImprintModel(nn.Module):
         timestep: Int[Tensor, " b"],
         tokens: Float[Tensor, "b n d"],
         level: Int[Tensor, " b"] | None = None,
+        counts: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """One pass of the U-Net; `level` is an index into MASK_LEVELS, used where the preset is `pooled`."""
+        """One pass of the U-Net; `level` is an index into MASK_LEVELS, used where the preset is `pooled`.
+
+        counts: which tokens are looked at; None: all.
+        """
         condition = None
         if self.preset.pooled:
-            condition = tokens.mean(dim=1)  # [b d]
+            condition = tokens.mean(dim=1) if counts is None else _mean_of_counting(tokens, counts)  # [b d]
             if level is not None:
                 condition = condition + self.adapter.embed_levels(level)
         x_t = x_t.contiguous(memory_format=torch.channels_last)
-        return self.unet(x_t, timestep, encoder_hidden_states=tokens, class_labels=condition).sample
-
-
-def compute_features(backbone: Dinov2Model, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n f"]:
-    """Object on black in [-1, 1] => the backbone's last hidden state, of pixels as DINOv2 was trained on them."""
-    mean = reference.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    std = reference.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    return backbone(pixel_values=(reference * 0.5 + 0.5 - mean) / std).last_hidden_state
+        mask = {} if counts is None else {"encoder_attention_mask": counts}
+        return self.unet(x_t, timestep, encoder_hidden_states=tokens, class_labels=condition, **mask).sample
 
 
 def build_model(preset: Preset, seed: int) -> ImprintModel:
@@ -91,36 +112,19 @@ def build_model(preset: Preset, seed: int) -> ImprintModel:
     return model.eval()
 
 
-def _build_backbone(preset: Preset) -> Dinov2Model:
-    config = Dinov2Config(
-        image_size=preset.reference_px,
-        patch_size=preset.patch_px,
-        hidden_size=preset.backbone_width,
-        num_hidden_layers=preset.backbone_layers,
-        num_attention_heads=preset.backbone_heads,
-    )
-    return Dinov2Model(config)
+def _mean_of_counting(tokens: Tensor, counts: Tensor) -> Tensor:
+    return (tokens * counts[..., None]).sum(dim=1) / counts.sum(dim=1, keepdim=True)
 
 
 def _build_adapter(preset: Preset) -> ContentAdapter:
-    return ContentAdapter(preset.backbone_width, preset.token_dim, preset.adapter_layers, preset.adapter_heads)
+    return ContentAdapter(preset.backbone["hidden_size"], preset.token_dim, **preset.adapter)
 
 
 def _build_unet(preset: Preset) -> UNet2DConditionModel:
-    levels = len(preset.unet_widths)
-    unet = UNet2DConditionModel(
-        sample_size=preset.latent_px,
-        in_channels=preset.latent_channels,
-        out_channels=preset.latent_channels,
-        block_out_channels=preset.unet_widths,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
-        layers_per_block=preset.unet_layers,
-        cross_attention_dim=preset.token_dim,
-        attention_head_dim=preset.unet_heads,  # diffusers' historical name for the number of heads
-        norm_num_groups=preset.norm_groups,
-        class_embed_type="projection" if preset.pooled else None,
-        projection_class_embeddings_input_dim=preset.token_dim if preset.pooled else None,
-    )
+    unet = UNet2DConditionModel(**preset.unet)
     # channels last is about a quarter faster on CPU
     return unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _build_vae(config: dict) -> AutoencoderKL:
+    return AutoencoderKL(**config)

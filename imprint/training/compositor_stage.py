@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from imprint.core.errors import InputError
-from imprint.core.params import Params
+from imprint.core.params import Params, TrainCompositor
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
-from imprint.models import ImprintModel, build_model, load_card, load_part
+from imprint.models import ImprintModel, Preset, build_model, load_card, load_part
 from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
-from imprint.training.pretrain_stage import CODE, FRESH, SHARDS
+from imprint.models.pretrained import load_base
+from imprint.models.sources import Source
+from imprint.training.pretrain_stage import CODE, FRESH, PUBLISHED, SHARDS
 from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask
 
@@ -24,11 +26,13 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
     `InputError` names both digests if the encoder's backbone is not the recorded one, before training or after.
     """
     section = params.train_compositor
-    start = [] if section.init_unet == FRESH else [Path(section.init_unet)]
+    start = [] if section.init_unet in (FRESH, PUBLISHED) else [Path(section.init_unet)]
     run = open_stage(STAGE, section, [SHARDS, ENCODER, *start], CODE, root)
     with work_on(run, root) as tracker:
         model = build_start(root, seed=section.seed, init_unet=section.init_unet)
-        recorded = load_card(root / ENCODER)["digests"]
+        check_section(section, model.preset)
+        card = load_card(root / ENCODER)
+        recorded = card["digests"]
         state = train_model(
             model,
             CompositingTask(section),
@@ -41,12 +45,14 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
         )
         check_digest("backbone", model.backbone, recorded=recorded["backbone"], source=f"{ENCODER}/imprint.json")
         extra = {"encoder_digests": recorded, "condition_on_level": section.condition_on_level}
+        extra["sources"] = card.get("sources", {})
         publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
         tracker.log_model(kind="compositor", directory=root / OUT, metrics=get_final_metrics(state))
 
 
 def build_start(root: Path, *, seed: int, init_unet: str) -> ImprintModel:
-    """The frozen encoder with the U-Net of the folder `init_unet`, or with a fresh one; parts are checked on loading.
+    """The frozen encoder with the U-Net (and VAE) of the folder `init_unet`, with a fresh one, or with the published
+    one that stage 1 started from; parts are checked on loading.
 
     Stage 1's own U-Net has to have been trained with this encoder; that of another model learns to read it here.
     """
@@ -55,9 +61,35 @@ def build_start(root: Path, *, seed: int, init_unet: str) -> ImprintModel:
         load_part(model, part, root / ENCODER)
     if init_unet == PRETRAINED.as_posix():
         check_same_backbone(root / ENCODER, root / PRETRAINED)
-    if init_unet != FRESH:
-        load_part(model, "unet", root / init_unet)
+    if init_unet == PUBLISHED:
+        load_base(model, find_base(root / ENCODER), root)
+    elif init_unet != FRESH:
+        for part in [part for part in model.parts if part not in ENCODER_PARTS]:
+            load_part(model, part, root / init_unet)
     return model
+
+
+def find_base(encoder: Path) -> Source:
+    """The published base that the encoder's card names."""
+    base = load_card(encoder).get("sources", {}).get("base")
+    if base is None:
+        raise InputError(
+            f"train_compositor.init_unet: {encoder} was not trained from published weights; name models/pretrained"
+        )
+    return Source("base", base["name"], base["revision"])
+
+
+def check_section(section: TrainCompositor, preset: Preset) -> None:
+    """`InputError` for settings that the preset's model would pass over in silence."""
+    if section.condition_on_level and not preset.pooled:
+        raise InputError(
+            f"train_compositor.condition_on_level: preset {preset.name} cannot take the mask level; set it to false"
+        )
+    if section.outside_weight > 0 and preset.blending == "clean" and preset.prediction_type != "sample":
+        raise InputError(
+            f"train_compositor.outside_weight: preset {preset.name} predicts {preset.prediction_type}, and with clean "
+            "blending no noise is outside the hole to be predicted; set it to 0"
+        )
 
 
 def check_same_backbone(encoder: Path, pretrained: Path) -> None:

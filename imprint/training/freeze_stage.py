@@ -13,6 +13,7 @@ from torch import Tensor
 from imprint.core.files import publish_dir
 from imprint.core.params import Params
 from imprint.core.pixels import put_on_black, to_model_range
+from imprint.core.prepare import list_object_crops
 from imprint.core.records import PairRecord
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader, check_sizes, select_pairs, spread_pairs
@@ -29,7 +30,8 @@ def run_freeze_encoder(params: Params, root: Path = Path(".")) -> None:
     run = open_stage(STAGE, params.freeze_encoder, [SHARDS, PRETRAINED], CODE, root)
     model = load_model(root / PRETRAINED)
     export = run.work_dir / "export"
-    extra = {"pretrained_digests": load_card(root / PRETRAINED)["digests"]}
+    card = load_card(root / PRETRAINED)
+    extra = {"pretrained_digests": card["digests"], "sources": card.get("sources", {})}
     save_model(model, export, stage=STAGE, extra=extra, parts=ENCODER_PARTS)
     reader = ShardReader(root / SHARDS)
     count = params.freeze_encoder.verify_pairs
@@ -43,6 +45,7 @@ def run_freeze_encoder(params: Params, root: Path = Path(".")) -> None:
 
 def read_references(reader: ShardReader, pairs: Sequence[PairRecord], *, preset: Preset) -> Float[Tensor, "b 3 r r"]:
     """The reference views on black, in [-1, 1]."""
-    check_sizes(reader, pairs[0], preset=preset.name, size_px=preset.size_px, reference_px=preset.reference_px)
-    views = [reader.read_pair(pair)[0] for pair in pairs]
-    return torch.from_numpy(to_model_range(np.stack([put_on_black(view.object_rgba) for view in views])))
+    check_sizes(reader, pairs[0], preset=preset.name, size_px=preset.size_px, reference_px=preset.canvas_px)
+    canvases = [reader.read_pair(pair)[0].object_rgba for pair in pairs]
+    shown = [list_object_crops(canvas, detail=preset.detail_crop)[0] for canvas in canvases]
+    return torch.from_numpy(to_model_range(np.stack([put_on_black(rgba) for rgba in shown])))

@@ -9,14 +9,27 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from imprint.core.errors import InputError
 from imprint.core.params import Training
 from imprint.models.freezing import build_parameter_groups
 
 
-def build_optimizer(model: nn.Module, params: Training) -> torch.optim.AdamW:
-    """AdamW with one group per trainable part; `set_rates` gives the rates."""
+def build_optimizer(model: nn.Module, params: Training) -> torch.optim.Optimizer:
+    """AdamW with one group per trainable part; `set_rates` gives the rates. `InputError` where one is not installed."""
     groups = build_parameter_groups(model, params.learning_rate.model_dump())
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=params.weight_decay, fused=True)
+    settings = {"betas": (0.9, 0.99), "weight_decay": params.weight_decay}
+    if params.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise InputError(
+            "optimizer: adamw-8bit needs bitsandbytes, which is not installed; "
+            "`pip install 'imprint-pipeline[low-memory]'`, or set optimizer: adamw"
+        ) from None
+    if not torch.cuda.is_available():
+        raise InputError("optimizer: adamw-8bit needs a CUDA GPU, and torch sees none; set optimizer: adamw")
+    return AdamW8bit(groups, **settings)
 
 
 def compute_rate_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:

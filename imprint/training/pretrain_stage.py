@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from imprint.core.errors import InputError
 from imprint.core.params import Params, PretrainEncoder
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
-from imprint.models import PRESETS, ImprintModel, build_model, load_model
+from imprint.models import PRESETS, ImprintModel, Preset, build_model, load_card, load_model
+from imprint.models.presets import choose_encoder, find_encoder
+from imprint.models.pretrained import load_pretrained
+from imprint.models.sources import is_folder, list_sources
 from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import IdentityTask
 
@@ -22,7 +27,8 @@ CODE = (
     "imprint.training",
 )
 SHARDS, OUT = Path("data/shards"), Path("models/pretrained")
-FRESH = "checkpoints/fresh"  # stands for random weights, where a model's folder may be named
+# what may be named in the place of a model's folder: random weights, and the pretrained ones that `weights` names
+FRESH, PUBLISHED = "checkpoints/fresh", "checkpoints/pretrained"
 
 
 def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
@@ -34,9 +40,9 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
     section = params.pretrain_encoder
     from_scratch = section.init == FRESH
     train_all = from_scratch or not section.freeze_unet_encoder
-    run = open_stage(STAGE, section, [SHARDS] if from_scratch else [SHARDS, Path(section.init)], CODE, root)
+    run = open_stage(STAGE, section, [SHARDS, *list_inputs(section, root)], CODE, root)
     with work_on(run, root) as tracker:
-        model = build_start(section, root)
+        model, sources = build_start(section, root)
         state = train_model(
             model,
             IdentityTask(section),
@@ -47,20 +53,61 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
             run=run,
             tracker=tracker,
         )
-        trained = "all" if train_all else "decoder"
-        publish_model(model, stage=STAGE, state=state, extra={"unet_trained": trained}, run=run, target=root / OUT)
+        extra = {"unet_trained": "all" if train_all else "decoder", "sources": sources}
+        publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
         tracker.log_model(kind="encoder", directory=root / OUT, metrics=get_final_metrics(state))
 
 
-def build_start(section: PretrainEncoder, root: Path) -> ImprintModel:
-    """The model of the folder `init`, or a fresh one; `InputError` if it is not of the preset."""
-    preset = PRESETS[section.preset]
+def list_inputs(section: PretrainEncoder, root: Path) -> list[Path]:
+    """The folders that the start is read from; what comes from the hub is named by its commit already."""
     if section.init == FRESH:
-        return build_model(preset, section.seed)
+        return []
+    if section.init != PUBLISHED:
+        return [Path(section.init)]
+    sources = list_sources(section.weights).values()
+    return [Path(source.name) for source in sources if is_folder(source, root)]
+
+
+def build_start(section: PretrainEncoder, root: Path) -> tuple[ImprintModel, dict[str, Any]]:
+    """The model that training starts from, and where its published weights came from, for the card.
+
+    It is the one of the folder `init`, a random one, or one with the weights that `weights` names; `InputError` if it
+    is not of the preset.
+    """
+    preset = choose_preset(section)
+    if section.init == FRESH:
+        return build_model(preset, section.seed), {}
+    if section.init == PUBLISHED:
+        if preset.vae is None:
+            raise InputError(
+                f"pretrain_encoder.init: preset {preset.name} has no published weights; "
+                f"set it to {FRESH} or a model's folder"
+            )
+        sources = list_sources(section.weights)
+        model = load_pretrained(preset, sources, seed=section.seed, root=root)
+        return model, {kind: {"name": source.name, "revision": source.revision} for kind, source in sources.items()}
     model = load_model(root / section.init)
-    if model.preset != preset:
+    if (model.preset.name, find_encoder(model.preset)) != (preset.name, section.options.encoder):
         raise InputError(
-            f"pretrain_encoder.init: {section.init} is of preset {model.preset.name}, not {preset.name}; "
+            f"pretrain_encoder.init: {section.init} is of preset {model.preset.name}, not {preset.name} "
+            f"with options.encoder {section.options.encoder}; "
             f"set pretrain_encoder.init to {FRESH} or to a model of that preset"
         )
-    return model
+    model.preset = choose_options(model.preset, section)
+    return model, load_card(root / section.init).get("sources", {})
+
+
+def choose_preset(section: PretrainEncoder) -> Preset:
+    """The named preset with the section's options."""
+    return choose_options(choose_encoder(PRESETS[section.preset], section.options.encoder), section)
+
+
+def choose_options(preset: Preset, section: PretrainEncoder) -> Preset:
+    """The preset with the options that need no other weights."""
+    options = section.options
+    return replace(
+        preset,
+        blending=options.blending,
+        max_references=options.max_references,
+        detail_crop=options.detail_crop,
+    )

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, cpu_offload
+from accelerate.hooks import remove_hook_from_module
 
 from imprint.core.files import publish_dir, write_json_atomic
 from imprint.core.params import Training
 from imprint.core.stage import StageRun, claim_work_dir
 from imprint.data import (
+    DrawRules,
     PairDataset,
     ShardReader,
     build_fixed_batch,
@@ -25,8 +27,9 @@ from imprint.data import (
     spread_pairs,
 )
 from imprint.diffusion import build_scheduler
-from imprint.models import ImprintModel, save_model
+from imprint.models import ImprintModel, Preset, save_model
 from imprint.models.freezing import apply_freeze_map
+from imprint.models.lora import add_lora, merge_lora
 from imprint.tracking import Tracker, start_run
 from imprint.training.loop import Trainer, run_loop
 from imprint.training.optimizer import build_optimizer, copy_weights
@@ -61,14 +64,18 @@ def train_model(
 ) -> TrainState:
     """Train `model` in place, from the run's newest checkpoint if there is one; it ends with the averaged weights."""
     pairs = select_pairs(reader, list_kinds(task), split="train", at_least=params.batch_size)
-    validation = build_validation(reader, task, params=params)
     preset = model.preset
     first = next(iter(pairs.values()))[0]
-    check_sizes(reader, first, preset=preset.name, size_px=preset.size_px, reference_px=preset.reference_px)
+    check_sizes(reader, first, preset=preset.name, size_px=preset.size_px, reference_px=preset.canvas_px)
+    validation = build_validation(reader, task, params=params, preset=preset)
     with deterministic(params.threads):
         accelerator = build_accelerator()
+        if preset.lora_rank > 0:
+            add_lora(model.unet, rank=preset.lora_rank, seed=params.seed)
         model.to(accelerator.device)
         apply_freeze_map(model, task.stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
+        if params.offload_frozen:
+            offload_frozen(model, accelerator.device)
         state = build_state(model, build_optimizer(model, params))
         trainer = Trainer(
             name=run.name,
@@ -80,7 +87,7 @@ def train_model(
             work_dir=run.work_dir,
         )
         load_state(state, trainer.checkpoints)
-        dataset = PairDataset(reader, pairs, task.rules, task.build_sample, params.seed)
+        dataset = PairDataset(reader, pairs, show_views(task.rules, preset), task.build_sample, params.seed)
         batches = load_batches(
             dataset,
             start_step=state.step,
@@ -90,17 +97,34 @@ def train_model(
         )
         run_loop(trainer, model, state=state, batches=batches)
     copy_weights(state.parameters, state.ema)
+    if params.offload_frozen:
+        remove_hook_from_module(model, recurse=True)
+    if preset.lora_rank > 0:
+        merge_lora(model.unet)
     model.eval().requires_grad_(False)
     return state
 
 
-def build_validation(reader: ShardReader, task: Task, *, params: Training) -> Validation:
+def offload_frozen(model: ImprintModel, device: torch.device) -> None:
+    """Parts without a parameter that trains are on the device only while they are at work."""
+    for part in model.parts:
+        module = getattr(model, part)
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            cpu_offload(module, execution_device=device)
+
+
+def build_validation(reader: ShardReader, task: Task, *, params: Training, preset: Preset) -> Validation:
     """The held-out samples: nothing mirrored or recoloured, mask levels and margins as drawn once and for all."""
     by_kind = select_pairs(reader, list_kinds(task), split="val")
     pairs = spread_pairs([pair for kind in sorted(by_kind) for pair in by_kind[kind]], params.validation_pairs)
-    rules = replace(task.rules, flip_rate=0.0, swap_rate=0.0)
+    rules = replace(show_views(task.rules, preset), flip_rate=0.0, swap_rate=0.0)
     batch = build_fixed_batch(reader, pairs, rules=rules, build_sample=task.build_sample, seed=_VALIDATION_SEED)
     return Validation(batch=batch, strangers=choose_strangers(pairs), chunk_size=params.batch_size)
+
+
+def show_views(rules: DrawRules, preset: Preset) -> DrawRules:
+    """The rules with as many pictures of the object as the preset's model takes."""
+    return replace(rules, max_references=preset.max_references, detail=preset.detail_crop)
 
 
 def build_accelerator() -> Accelerator:
@@ -134,7 +158,7 @@ def publish_model(
     """Export to the work folder and put the whole at its out path: weights, scheduler, card and the logged curve."""
     export = run.work_dir / "export"
     save_model(model.cpu(), export, stage=stage, extra={**extra, "steps": state.step})
-    build_scheduler(prediction_type=model.preset.prediction_type).save_pretrained(export / "scheduler")
+    build_scheduler(schedule=model.preset).save_pretrained(export / "scheduler")
     write_json_atomic(export / "train_log.json", state.history)
     publish_dir(export, target)
 

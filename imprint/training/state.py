@@ -16,6 +16,7 @@ from imprint.core.files import compute_digest, write_bytes_atomic, write_json_at
 from imprint.training.optimizer import get_trainable
 
 NUM_KEPT = 2
+_MOMENTS = "moment/"
 
 
 @dataclass
@@ -85,9 +86,10 @@ def _collect_tensors(state: TrainState) -> dict[str, Tensor]:
     for name, parameter in state.parameters.items():
         tensors[f"model/{name}"] = parameter
         tensors[f"ema/{name}"] = state.ema[name]
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if parameter in state.optimizer.state:  # a parameter that never had a gradient has none
-                tensors[f"{moment}/{name}"] = state.optimizer.state[parameter][moment]
+        # a parameter that never had a gradient has no moments; which ones there are is the optimizer's affair
+        for moment, value in state.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and moment != "step":
+                tensors[f"{_MOMENTS}{moment}/{name}"] = value
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -96,8 +98,20 @@ def _restore_tensors(state: TrainState, tensors: dict[str, Tensor], *, step: int
     for name, parameter in state.parameters.items():
         parameter.copy_(tensors[f"model/{name}"])
         state.ema[name].copy_(tensors[f"ema/{name}"])
-        if f"exp_avg/{name}" in tensors:
-            moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            for key, moment in moments.items():
-                moment.copy_(tensors[f"{key}/{name}"])
-            state.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+        moments = _find_moments(tensors, name)
+        if moments:
+            restored = {key: _like(value, parameter) for key, value in moments.items()}
+            count = torch.tensor(float(step)) if isinstance(state.optimizer, torch.optim.AdamW) else step
+            state.optimizer.state[parameter] = {"step": count, **restored}
+
+
+def _find_moments(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    parts = {key: key.removeprefix(_MOMENTS).partition("/") for key in tensors if key.startswith(_MOMENTS)}
+    return {moment: tensors[key] for key, (moment, _, owner) in parts.items() if owner == name}
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A moment as the optimizer had it: on the parameter's device, in its memory format where it has its shape."""
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device)

@@ -64,13 +64,16 @@ class IdentityTask:
         if jitter == 0:
             return batch
         changed = augment_reference(batch.reference, batch.opacity, affine=False, colour_jitter=jitter, seed=seed)
-        return replace(batch, reference=changed)
+        more = augment_more(batch, affine=False, colour_jitter=jitter, seed=seed)
+        return replace(batch, reference=changed, more=more)
 
     def compute_losses(self, model: ImprintModel, batch: IdentityBatch, noising: Noising) -> Float[Tensor, " b"]:
+        tokens, counts = model.encode_pictures(batch.reference, batch.more, batch.present)
         return compute_identity_losses(
             model,
-            encode_or_null(model, batch.reference, noising),
+            replace_by_null(model, tokens, noising),
             batch.target,
+            counts=counts,
             timestep=noising.timestep,
             noise=noising.noise,
             weighting=build_weighting(self.params),
@@ -79,8 +82,8 @@ class IdentityTask:
     def sample_images(
         self, model: ImprintModel, batch: IdentityBatch, *, steps: int, guidance: float, generator: Generators
     ) -> Float[Tensor, "b 3 s s"]:
-        tokens = model.encode_object(batch.reference)
-        return sample_object(model, tokens, steps=steps, guidance=guidance, generator=generator)
+        tokens, counts = model.encode_pictures(batch.reference, batch.more, batch.present)
+        return sample_object(model, tokens, steps=steps, guidance=guidance, generator=generator, counts=counts)
 
     def get_target(self, batch: IdentityBatch) -> Float[Tensor, "b 3 s s"]:
         return batch.target
@@ -111,13 +114,21 @@ class CompositingTask:
     def augment(self, batch: CompositingBatch, *, seed: int) -> CompositingBatch:
         jitter = self.params.colour_jitter
         changed = augment_reference(batch.reference, batch.opacity, affine=True, colour_jitter=jitter, seed=seed)
-        return replace(batch, reference=torch.where(batch.is_single[:, None, None, None], changed, batch.reference))
+        more = augment_more(batch, affine=True, colour_jitter=jitter, seed=seed)
+        is_single = batch.is_single[:, None, None, None]
+        return replace(
+            batch,
+            reference=torch.where(is_single, changed, batch.reference),
+            more=torch.where(is_single[..., None], more, batch.more),
+        )
 
     def compute_losses(self, model: ImprintModel, batch: CompositingBatch, noising: Noising) -> Float[Tensor, " b"]:
+        tokens, counts = model.encode_pictures(batch.reference, batch.more, batch.present)
         return compute_compositing_losses(
             model,
-            encode_or_null(model, batch.reference, noising),
+            replace_by_null(model, tokens, noising),
             batch.scene,
+            counts=counts,
             hole=batch.hole,
             level=batch.level if self.params.condition_on_level else None,
             timestep=noising.timestep,
@@ -128,11 +139,13 @@ class CompositingTask:
     def sample_images(
         self, model: ImprintModel, batch: CompositingBatch, *, steps: int, guidance: float, generator: Generators
     ) -> Float[Tensor, "b 3 s s"]:
+        tokens, counts = model.encode_pictures(batch.reference, batch.more, batch.present)
         return sample_composite(
             model,
             batch.scene,
             batch.hole,
-            model.encode_object(batch.reference),
+            tokens,
+            counts=counts,
             level=batch.level if self.params.condition_on_level else None,
             steps=steps,
             guidance=guidance,
@@ -143,12 +156,22 @@ class CompositingTask:
         return batch.scene
 
 
-def encode_or_null(
-    model: ImprintModel, reference: Float[Tensor, "b 3 r r"], noising: Noising
-) -> Float[Tensor, "b n d"]:
-    """The object's tokens, or the null token for the samples that were drawn for it."""
-    tokens = model.encode_object(reference)
-    return torch.where(noising.is_null[:, None, None], model.null_tokens(len(tokens)), tokens)
+def augment_more(
+    batch: IdentityBatch | CompositingBatch, *, affine: bool, colour_jitter: float, seed: int
+) -> Float[Tensor, "b e 3 r r"]:
+    """The object's further pictures, each changed by a draw of its own."""
+    count = batch.more.shape[1]
+    if count == 0:
+        return batch.more
+    pictures, opacity = batch.more.flatten(0, 1), batch.more_opacity.flatten(0, 1)
+    changed = augment_reference(pictures, opacity, affine=affine, colour_jitter=colour_jitter, seed=seed + 1)
+    return changed.unflatten(0, (-1, count))
+
+
+def replace_by_null(model: ImprintModel, tokens: Float[Tensor, "b n d"], noising: Noising) -> Float[Tensor, "b n d"]:
+    """The null token for the samples that were drawn for it."""
+    null = model.null_tokens(len(tokens), tokens.shape[1])
+    return torch.where(noising.is_null[:, None, None], null, tokens)
 
 
 def build_weighting(params: Training, *, outside: float = 0.0) -> Weighting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from imprint.core.pixels import from_model_range, resize_image, save_image
-from imprint.data import move_batch, select_rows
+from imprint.data import move_batch, select_rows, swap_objects
 from imprint.diffusion import build_generators
 from imprint.models import ImprintModel
 from imprint.training.noising import fix_noising
@@ -34,7 +34,7 @@ class Validation:
 def compute_validation(model: ImprintModel, task: Task, validation: Validation) -> dict[str, float]:
     """`val_loss` and `val_loss_shuffled`: the training's loss, the latter with another object as the reference."""
     batch = validation.batch
-    stranger = replace(batch, reference=batch.reference[list(validation.strangers)])
+    stranger = swap_objects(batch, validation.strangers)
     return {
         "val_loss": _mean_loss(model, task, batch, validation.chunk_size),
         "val_loss_shuffled": _mean_loss(model, task, stranger, validation.chunk_size),
