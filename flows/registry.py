@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from flows.measurements import attach_evaluation
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest
 from imprint.core.stage import PACKAGES_ROOT, read_dvc_digests
+from imprint.inference.registered import REGISTERING
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
 from imprint.tracking.store import open_store, resolve_tracking_uri
 
@@ -305,16 +307,19 @@ def _log_model(client: MlflowClient, servable: Servable, root: Path) -> Any:
     source_run_id = _find_source_run(client, experiment_id, compute_path_digest(root / servable.logged_folder))
     run_name = None if source_run_id else f"register-{servable.name}"
     with mlflow.start_run(run_id=source_run_id, experiment_id=experiment_id, run_name=run_name):
-        model = mlflow.pyfunc.log_model(
-            name=servable.name,
-            python_model=str(_SERVING / servable.code),
-            artifacts={"model": str(root / servable.folder), "params": str(root / "params.yaml")},
-            code_paths=[str(PACKAGES_ROOT / "imprint")],
-            signature=_build_signature(servable),
-            input_example=_build_input_example(servable),
-            pip_requirements=[f"{name}=={_read_version(name)}" for name in _REQUIREMENTS],
-        )
-    return model
+        os.environ[REGISTERING] = compute_path_digest(root / servable.folder)
+        try:
+            return mlflow.pyfunc.log_model(
+                name=servable.name,
+                python_model=str(_SERVING / servable.code),
+                artifacts={"model": str(root / servable.folder), "params": str(root / "params.yaml")},
+                code_paths=[str(PACKAGES_ROOT / "imprint")],
+                signature=_build_signature(servable),
+                input_example=_build_input_example(servable),
+                pip_requirements=[f"{name}=={_read_version(name)}" for name in _REQUIREMENTS],
+            )
+        finally:
+            os.environ.pop(REGISTERING)
 
 
 def _find_source_run(client: MlflowClient, experiment_id: str, digest: str) -> str | None:
