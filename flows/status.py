@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
 SHARDS = "data/shards"
 DATA_METRICS = Path("metrics/data.json")
 CACHES = {  # path => the command that frees it, and what that costs
-    ".dvc/cache": ("dvc gc --workspace", "data and models of other parameters and commits"),
-    "work": ("rm -r work", "per-clip products and unfinished trainings; made again when needed"),
-    "mlruns": ("mlflow gc --backend-store-uri sqlite:///mlflow.db", "what was deleted in MLflow, and only that"),
-    ".prefect": ("rm -r .prefect", "with the server stopped; the history of all runs"),
+    ".dvc/cache": ("dvc gc --workspace", "what is not used here now"),
+    "work": ("rm -r work", "clips' products, checkpoints"),
+    "mlruns": ("mlflow gc --backend-store-uri sqlite:///mlflow.db", "deleted runs"),
+    ".prefect": ("make down; rm -r .prefect", "the runs' history"),
 }
 _STATE_STYLES = {"Completed": "green", "Failed": "red", "Crashed": "red", "Running": "cyan", "Cancelled": "yellow"}
 _MAX_COUNTS = 8
@@ -79,7 +78,7 @@ def print_status(root: Path = Path("."), console: Console | None = None) -> None
         _print_runs(target, runs)
         _print_data(target, root, models)
         _print_disk(target, {name: size.result() for name, size in sizes.items()})
-    target.print(Text(f"({time.monotonic() - start_s:.1f} s)", style="dim"))
+    target.print(Text(f"\n({time.monotonic() - start_s:.1f} s)", style="dim"))
 
 
 def read_models(root: Path) -> Models:
@@ -162,17 +161,24 @@ def _build_line(alias: str, version: ModelVersion, metrics: Mapping[str, float])
 
 def _print_models(target: Console, models: Models) -> None:
     if models.note:
-        target.print(Text(f"Models    {models.note}"))
+        target.print(Text(f"\nModels    {models.note}"))
         return
-    table = _build_table("Compositor", f"means over cases and mask levels, {models.protocol or 'not measured'}")
-    for title in ("", "version", "registered", "champion since", "gate"):
-        table.add_column(title)
-    for name in models.metrics:
-        table.add_column(name.replace("_", " "), justify="right")
+    table = _open_table(
+        target, "Models", f"imprint-compositor; metrics: means under {models.protocol or 'no protocol yet'}"
+    )
+    table.add_column("")
     for line in models.lines:
-        numbers = [f"{line.metrics[name]:.3f}" if name in line.metrics else "-" for name in models.metrics]
-        dates = (_format_time(line.registered), _format_time(line.since) if line.alias == "champion" else "")
-        table.add_row(line.alias.replace("_", " "), line.version, *dates, line.gate, *numbers)
+        table.add_column(line.alias.replace("_", " "), justify="right")
+    rows = {
+        "version": [line.version for line in models.lines],
+        "registered": [_format_time(line.registered) for line in models.lines],
+        "promoted": [_format_time(line.since) or "-" for line in models.lines],
+        "gate": [line.gate or "-" for line in models.lines],
+    }
+    for name in models.metrics:
+        rows[name] = [f"{line.metrics[name]:.3f}" if name in line.metrics else "-" for line in models.lines]
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
     target.print(table)
 
 
@@ -180,9 +186,11 @@ def _print_runs(target: Console, runs: Future[tuple[list[FlowRun], list[FlowRun]
     try:
         last, upcoming = runs.result()
     except (OSError, ValueError):
-        target.print(Text(f"Runs      no Prefect server at {find_url()} (within {TIMEOUT_S} s); `make up` starts one"))
+        target.print(
+            Text(f"\nRuns      no Prefect server at {find_url()} (within {TIMEOUT_S} s); `make up` starts one")
+        )
         return
-    table = _build_table("Runs", "" if last else "none yet")
+    table = _open_table(target, "Runs", "" if last else "none yet")
     for title in ("flow", "state", "started (UTC)", "took"):
         table.add_column(title)
     for run in last:
@@ -197,11 +205,11 @@ def _print_runs(target: Console, runs: Future[tuple[list[FlowRun], list[FlowRun]
 def _print_data(target: Console, root: Path, models: Models) -> None:
     shards = read_shards(root)
     if shards is None:
-        target.print(Text("Data      no shards yet: `make demo`, or `dvc repro pack_shards`"))
+        target.print(Text("\nData      no shards yet: `make demo`, or `dvc repro pack_shards`"))
         return
     version = str(shards.get("md5", "")).removesuffix(".dir")
     size = f"{_format_bytes(shards.get('size', 0))} in {shards.get('nfiles', 1)} files"
-    target.print(Text(f"Data      {SHARDS} version {version[:_SHORT]}, {size}{_compare_data(version, models)}"))
+    target.print(Text(f"\nData      {SHARDS} version {version[:_SHORT]}, {size}{_compare_data(version, models)}"))
     counts = {name: value for name, value in read_numbers(root / DATA_METRICS).items() if value == int(value)}
     trained = next((line.counts for line in models.lines if line.alias == "champion"), {})
     if counts:
@@ -232,19 +240,20 @@ def _format_growth(name: str, value: float, before: float | None) -> str:
 
 
 def _print_disk(target: Console, sizes: Mapping[str, int | None]) -> None:
-    table = _build_table("Disk", "")
+    table = _open_table(target, "Disk")
     table.add_column("cache")
     table.add_column("size", justify="right")
-    table.add_column("freed by")
-    table.add_column("which removes")
+    table.add_column("freed by", overflow="fold")
+    table.add_column("removes")
     for name, size in sizes.items():
         table.add_row(name, "-" if size is None else _format_bytes(size), *CACHES[name])
     target.print(table)
 
 
-def _build_table(title: str, caption: str) -> Table:
-    heading = Text.assemble((title, "bold"), (f"  {caption}" if caption else "", "dim"))
-    return Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
+def _open_table(target: Console, title: str, caption: str = "") -> Table:
+    """An empty table, below its printed title."""
+    target.print(Text.assemble("\n", (title, "bold"), (f"  {caption}" if caption else "", "dim")))
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
 def _format_time(text: str) -> str:
