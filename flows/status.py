@@ -95,7 +95,7 @@ def read_models(root: Path) -> Models:
     try:
         return _read_registry(open_store(root)[0], root)
     except (MlflowException, OSError, InputError) as error:
-        return Models(note=f"MLflow at {uri} cannot be read: {str(error).splitlines()[0]}")
+        return Models(note=f"cannot be read: {str(error).splitlines()[0]}")
 
 
 def measure_bytes(path: Path) -> int | None:
