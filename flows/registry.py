@@ -120,7 +120,8 @@ def register_pair(root: Path = Path(".")) -> list[Registration]:
     compositor = registered[-1]
     if compositor.version != compositor.champion:
         client, _ = open_store(root)
-        move_aliases(client, {one.name: one.version for one in registered}, alias=CHALLENGER, tags={})
+        versions = {one.name: one.version for one in registered if one.version != one.champion}
+        move_aliases(client, versions, alias=CHALLENGER, tags={})
     return registered
 
 
