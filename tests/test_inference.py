@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from imprint.cli import app
 from imprint.core.errors import InputError
+from imprint.core.files import compute_path_digest
 from imprint.core.geometry import Box
 from imprint.core.masks import fill_box
 from imprint.core.pixels import load_image, save_image
@@ -21,6 +22,7 @@ from imprint.inference.composer import Compositor
 from imprint.inference.inputs import Request
 from imprint.inference.loading import load_compositor
 from imprint.models import PRESETS, ImprintModel, build_model, save_model
+from imprint.tracking.mlflow_run import DIGEST_TAG
 from imprint.tracking.store import open_store
 from tests.evaluation_cases import draw_case
 
@@ -233,7 +235,8 @@ def test_a_registered_model_is_found_by_its_alias(project: Path, monkeypatch: py
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     client, _ = open_store(project)
     client.create_registered_model("imprint-compositor")
-    client.create_model_version("imprint-compositor", source=(project / "models").as_uri())
+    tags = {DIGEST_TAG: compute_path_digest(project / "models" / "compositor")}
+    client.create_model_version("imprint-compositor", source=(project / "models").as_uri(), tags=tags)
     client.set_registered_model_alias("imprint-compositor", "champion", "1")
     request = build_request(64, 64, Box(16, 16, 48, 48))
     registered = load_compositor("models:/imprint-compositor@champion", project)
