@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,38 +15,49 @@ import yaml
 from imprint.core.params import Params
 from tests.toy_project import PROGRAMS, REPOSITORY, end
 
+LOOPBACK = ("--host", "127.0.0.1", "--port", "0")
 STAGES = ("ingest", "extract_frames", "segment_objects")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`address` of the scheduler, and the processes."""
+    """`address` of the scheduler, and the workers."""
 
     address: str
-    scheduler: subprocess.Popen
     workers: tuple[subprocess.Popen, ...]
 
 
 @contextmanager
-def start_cluster(folder: Path, root: Path, environment: Mapping[str, str], num_workers: int = 2) -> Iterator[Cluster]:
-    """Workers of one thread each without a nanny, which would start a killed one anew; they run in `root`."""
+def start_cluster(folder: Path, environment: Mapping[str, str], num_workers: int = 2) -> Iterator[Cluster]:
+    """`num_workers` workers of one thread each; logs in `folder`."""
     contact = folder / "scheduler.json"
-    with ExitStack() as stack:
-
-        def start(name: str, *arguments: str) -> subprocess.Popen:
-            log = stack.enter_context((folder / f"{name}.log").open("w"))
-            command = [str(PROGRAMS / "dask"), *arguments, "--no-dashboard"]
-            process = subprocess.Popen(command, cwd=root, env=dict(environment), stdout=log, stderr=log)
-            stack.callback(process.wait)
-            stack.callback(end, process)
-            return process
-
-        options = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(contact))
-        scheduler = start("scheduler", "scheduler", *options)
+    processes = [_start(["scheduler", *LOOPBACK, "--scheduler-file", str(contact)], folder, "scheduler", environment)]
+    try:
         address = _read_address(contact)
-        options = ("--no-nanny", "--nthreads", "1", "--local-directory", str(folder))
-        workers = [start(f"worker_{number}", "worker", address, *options) for number in range(num_workers)]
-        yield Cluster(address, scheduler, tuple(workers))
+        names = [f"worker_{number}" for number in range(num_workers)]
+        processes += [start_worker(address, folder, name, environment) for name in names]
+        yield Cluster(address, tuple(processes[1:]))
+    finally:
+        end_all(processes[::-1])
+
+
+def start_worker(address: str, folder: Path, name: str, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Without a nanny, which would start a killed worker anew."""
+    options = ["--no-nanny", "--nthreads", "1", "--local-directory", str(folder)]
+    return _start(["worker", address, *options], folder, name, environment)
+
+
+def end_all(processes: Iterable[subprocess.Popen]) -> None:
+    """SIGTERM, and SIGKILL where that is not enough."""
+    for process in processes:
+        end(process)
+        process.wait()
+
+
+def _start(arguments: list[str], folder: Path, name: str, environment: Mapping[str, str]) -> subprocess.Popen:
+    command = [str(PROGRAMS / "dask"), *arguments, "--no-dashboard"]
+    with (folder / f"{name}.log").open("w") as log:
+        return subprocess.Popen(command, cwd=folder, env=dict(environment), stdout=log, stderr=log)
 
 
 def build_data_project(root: Path, params: Params, stages: tuple[str, ...] = STAGES) -> Path:
