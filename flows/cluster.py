@@ -63,7 +63,8 @@ def count_threads(address: str, root: Path) -> int:
                 f"no worker joined {address} in {FIRST_WORKER_S:.0f} s; in {root} start `dask worker {address}`"
             ) from None
         _check_workers(client, root)
-        return sum(client.nthreads().values())
+        threads: Any = client.nthreads()
+        return sum(threads.values())
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -149,7 +150,7 @@ def _check_workers(client: PrefectDaskClient, root: Path) -> None:
     with tempfile.NamedTemporaryFile(prefix=".dask-", dir=root / "work") as file:
         marker = Path(file.name)
         try:
-            found = client.run(describe_machine, marker)
+            found: Any = client.run(describe_machine, marker)
         except ImportError as error:
             raise InputError(f"a Dask worker does not have this project ({error}); start it with its .venv") from None
         here = describe_machine(marker)
