@@ -104,6 +104,8 @@ def test_an_ended_flow_ends_its_chunks(
 ) -> None:
     root = build_toy_project(tmp_path)
     (root / "right.py").write_text(SLOW_CHUNK)
+    stages = root / "dvc.yaml"
+    stages.write_text(stages.read_text().replace("timeout_s: 60", "timeout_s: 600"))  # which would end chunks as well
     with start_flow(root, environment, cluster.address) as flow:
         wait_until(lambda: len(list(root.glob("?of4"))) == 2, "both workers are at work", timeout_s=200)
         flow.send_signal(number)
