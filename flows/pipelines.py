@@ -18,10 +18,12 @@ _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # Prefect's own defaul
 
 
 @flow(name="prepare-data", task_runner=_TASK_RUNNER, persist_result=False)
-def prepare_data(num_chunks: int = 2) -> dict[str, str]:
-    """From videos to training shards; `num_chunks` tasks per stage that fans out over clips."""
+def prepare_data(num_chunks: int = 2, dask_address: str | None = None) -> dict[str, str]:
+    """From videos to training shards; `num_chunks` tasks per stage that fans out over clips, on the Dask cluster of
+    `dask_address` (tcp://HOST:PORT of its scheduler) if there is one."""
     root = Path.cwd()
-    return run_stages(select_upstream(read_graph(root), ["pack_shards"]), root, num_chunks)
+    stages = select_upstream(read_graph(root), ["pack_shards"])
+    return run_stages(stages, root, num_chunks, dask_address=dask_address)
 
 
 @flow(name="pretrain-encoder", task_runner=_TASK_RUNNER, persist_result=False)
@@ -46,9 +48,9 @@ def evaluate() -> dict[str, str]:
 
 
 @flow(name="imprint-pipeline", task_runner=_TASK_RUNNER, persist_result=False)
-def imprint_pipeline(num_chunks: int = 2) -> dict[str, str]:
-    """Everything, then registration in MLflow."""
-    states = prepare_data(num_chunks) | pretrain_encoder() | train_compositor() | evaluate()
+def imprint_pipeline(num_chunks: int = 2, dask_address: str | None = None) -> dict[str, str]:
+    """Everything, then registration in MLflow. The parameters are those of `prepare_data`."""
+    states = prepare_data(num_chunks, dask_address) | pretrain_encoder() | train_compositor() | evaluate()
     register()
     return states
 
