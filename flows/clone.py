@@ -1,0 +1,53 @@
+"""A clone of the project for scheduled training: it starts from committed code and never touches the user's tree.
+
+`python -m flows.clone NAME` makes or refreshes `work/clones/NAME` of the project in the current folder and prints its path;
+`prefect.yaml` calls it as a pull step. The clone shares the project's DVC cache and keeps its work folders from run to run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from flows.versions import DATA_BRANCH, fetch_branch, read_tip, run_tool
+
+FOLDER = Path("work/clones")
+
+
+def refresh_clone(home: Path, name: str) -> Path:
+    """The clone at the newest committed state of `home`: its HEAD, or the data branch where that has grown from HEAD."""
+    home = home.resolve()
+    if remote := os.environ.get("IMPRINT_GIT_REMOTE"):
+        fetch_branch(home, remote, DATA_BRANCH)
+    start = find_start(home)
+    folder = home / FOLDER / name
+    if not (folder / ".git").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        run_tool(home, "git", "clone", "--quiet", "--no-checkout", str(home), str(folder))
+    run_tool(folder, "git", "fetch", "--quiet", "origin", start)
+    run_tool(folder, "git", "checkout", "--quiet", "--force", "--detach", start)
+    _share_dvc_settings(home, folder)
+    return folder
+
+
+def find_start(home: Path) -> str:
+    """Commit id: the tip of the data branch if HEAD is in its past, else HEAD."""
+    head = run_tool(home, "git", "rev-parse", "HEAD")
+    tip = read_tip(home, DATA_BRANCH)
+    return tip if tip and run_tool(home, "git", "merge-base", head, tip, may_fail=True) == head else head
+
+
+def _share_dvc_settings(home: Path, folder: Path) -> None:
+    """The cache of `home`, and its local settings, which hold what no commit should: a remote's secrets."""
+    local = home / ".dvc" / "config.local"
+    copy = folder / ".dvc" / "config.local"
+    copy.unlink(missing_ok=True)
+    if local.is_file():
+        copy.write_bytes(local.read_bytes())
+        copy.chmod(0o600)
+    run_tool(folder, "dvc", "cache", "dir", "--local", str(home / ".dvc" / "cache"))
+
+
+if __name__ == "__main__":
+    print(refresh_clone(Path.cwd(), sys.argv[1]))
