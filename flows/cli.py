@@ -65,11 +65,58 @@ def models() -> None:
 
 
 @app.command()
-def promote(name: str, version: str) -> None:
-    """Make a version of a registered model its champion."""
-    from flows.registry import promote as promote_version
+def gate(
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Measure a champion of another protocol again first (minutes).")
+    ] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Promote the challenger if the gate says so.")] = False,
+) -> None:
+    """Compare challenger and champion by the rules of gate.yaml; write reports/gate."""
+    from flows.commands import run_gate_here
 
-    promote_version(name, version)
+    run_gate_here(Path("."), remeasure=remeasure, promote_it=promote)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="imprint-compositor; its encoder moves with it.")],
+    version: Annotated[str, typer.Argument(help="A number of `imprint models`.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version.")],
+) -> None:
+    """Make a version the champion, whatever the gate says."""
+    from flows.promotion import promote as promote_version
+
+    promote_version(name, version, reason=reason)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="imprint-compositor; its encoder moves with it.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version; the gate will not promote it again.")],
+) -> None:
+    """Make the champion's predecessor champion again."""
+    from flows.promotion import rollback as roll_back
+
+    print(f"{name}: version {roll_back(name, reason=reason)} is champion again")
+
+
+@app.command()
+def evaluate_version(
+    name: Annotated[str, typer.Argument(help="imprint-compositor.")],
+    version: Annotated[str, typer.Argument(help="A number of `imprint models`.")],
+) -> None:
+    """Measure a registered version on the test cases as params.yaml says now; write reports/versions."""
+    from flows.commands import evaluate_version_here
+
+    evaluate_version_here(name, version, Path("."))
+
+
+@app.command()
+def status() -> None:
+    """Champion, challenger, runs, schedule, data and disk use on one screen."""
+    from flows.status import print_status
+
+    print_status(Path("."))
 
 
 def main() -> None:

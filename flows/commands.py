@@ -35,14 +35,52 @@ def run_flow(name: str) -> None:
 
 def print_models(root: Path) -> None:
     """A table of all versions, the newest first."""
-    from flows.registry import SERVABLES, list_versions
+    from flows.registry import PAIR_TAG, SERVABLES, list_versions
     from imprint.tracking.mlflow_run import DIGEST_TAG
     from imprint.tracking.store import open_store
 
     client, _ = open_store(root)
-    table = Table("model", "version", "aliases", "digest")
+    table = Table("model", "version", "aliases", "digest", "encoder", "gate")
     for servable in SERVABLES:
         for version in list_versions(client, servable.name):
             digest = version.tags.get(DIGEST_TAG, "")[:12]
-            table.add_row(servable.name, str(version.version), " ".join(version.aliases), digest)
+            verdict = " ".join(version.tags.get(f"imprint.gate.{key}", "") for key in ("outcome", "reason"))
+            pair = version.tags.get(PAIR_TAG, "")[:8]
+            table.add_row(servable.name, str(version.version), " ".join(version.aliases), digest, pair, verdict.strip())
     Console().print(table)
+
+
+def run_gate_here(root: Path, *, remeasure: bool, promote_it: bool) -> None:
+    """Run the gate, say what came of it, and promote if that is asked for."""
+    from flows.gate_report import REPORT, VERDICTS
+    from flows.promotion import promote, run_gate
+    from flows.registry import COMPOSITOR
+
+    decision = run_gate(root, remeasure=remeasure)
+    table = Table("metric", "champion", "challenger", "change", "interval", "verdict")
+    for metric in decision.metrics:
+        numbers = [metric.champion, metric.challenger, metric.change, metric.low, metric.high]
+        if None in numbers:
+            table.add_row(metric.name, "", "", "", "", VERDICTS[metric.verdict])
+            continue
+        first, second, change, low, high = (f"{number:+.4f}" for number in numbers)
+        table.add_row(metric.name, first[1:], second[1:], change, f"{low} .. {high}", VERDICTS[metric.verdict])
+    for limit in decision.limits:
+        table.add_row(limit.name, "", str(limit.value), "", "", "limit kept" if limit.kept else "limit broken")
+    if table.rows:
+        Console().print(table)
+    print(decision.describe())
+    print(f"Page: {(root / REPORT / 'index.html').resolve()}")
+    if promote_it and decision.promote:
+        promote(COMPOSITOR.name, decision.challenger_version, reason=f"gate: {decision.explanation}", root=root)
+        print(f"{COMPOSITOR.name}: version {decision.challenger_version} is champion")
+
+
+def evaluate_version_here(name: str, version: str, root: Path) -> None:
+    """Measure a registered version and show its numbers."""
+    from flows.promotion import VERSIONS, evaluate_version
+    from imprint.evaluation.table import build_quality_table
+
+    metrics = evaluate_version(name, version, root)
+    Console(width=max(Console().width, 112)).print(build_quality_table(metrics))
+    print(f"Page: {(root / VERSIONS / f'{name}-{version}' / 'index.html').resolve()}")

@@ -6,16 +6,20 @@ as its writers; whoever serves a model can compare that digest with the files.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.measurements import attach_evaluation
 from imprint.core.errors import InputError
-from imprint.core.files import compute_path_digest
-from imprint.core.stage import PACKAGES_ROOT
+from imprint.core.files import compute_digest, compute_path_digest
+from imprint.core.stage import PACKAGES_ROOT, read_dvc_digests
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
 from imprint.tracking.store import open_store, resolve_tracking_uri
 
@@ -23,8 +27,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"  # aliases
+CHAMPION_TAG = "imprint.champion"  # of the registered model: the version that the alias was last moved to
+PREVIOUS_TAG = "imprint.previous_champion"
+REASON_TAG, SINCE_TAG = "imprint.promotion.reason", "imprint.promotion.time"
+PAIR_TAG = "imprint.encoder"  # equal on a compositor and on the encoder that it was trained on
+DATA_TAG = "imprint.data"  # DVC's md5 of the shards that it was trained on
+DATA_COUNTS_TAG = "imprint.data_counts"
 METRICS_FILE = "metrics/evaluation.json"
+DATA_METRICS_FILE = "metrics/data.json"
+SHARDS = "data/shards"
+CARD_FILE = "imprint.json"
 _SERVING = PACKAGES_ROOT / "imprint" / "serving"
 _REQUIREMENTS = (  # of a served model, pinned to what is installed
     *("mlflow", "torch", "diffusers", "transformers", "safetensors", "jaxtyping", "numpy", "pandas", "pyarrow"),
@@ -70,65 +83,126 @@ SERVABLES = (ENCODER, COMPOSITOR)
 
 @dataclass(frozen=True)
 class Registration:
-    """`created`: false if this very content had been registered before."""
+    """`created`: false if this very content had been registered before. `champion`: None if there is none."""
 
     name: str
     version: str
     digest: str
     created: bool
-    champion: str
+    champion: str | None
 
     def describe(self) -> str:
         """One line for people."""
         verb = "registered as" if self.created else "is registered already as"
-        return f"{self.name} {verb} version {self.version} (champion: version {self.champion})"
+        champion = f"champion: version {self.champion}" if self.champion else "no champion yet"
+        return f"{self.name} {verb} version {self.version} ({champion})"
 
 
 def register_all(root: Path = Path(".")) -> list[Registration]:
-    """Register both models of the project at `root`."""
-    return [register_model(servable, root) for servable in SERVABLES]
+    """Register both models of the project at `root`; the first pair that there ever is becomes champion."""
+    registered = register_pair(root)
+    client, _ = open_store(root)
+    if not any(remembers_champion(client, servable.name) for servable in SERVABLES):
+        versions = {registration.name: registration.version for registration in registered}
+        move_champion(client, versions, reason="the first version")
+    return [replace(one, champion=find_alias(client, one.name, CHAMPION)) for one in registered]
+
+
+def register_pair(root: Path = Path(".")) -> list[Registration]:
+    """Register encoder and compositor, which must belong together, and make them `challenger` unless the compositor is
+    the champion already."""
+    keys = {servable.folder: read_pair_key(_require_folder(root, servable)) for servable in SERVABLES}
+    if len(set(keys.values())) > 1:
+        raise InputError(f"{COMPOSITOR.folder} was trained on another encoder than {ENCODER.folder}; run `dvc repro`")
+    registered = [register_model(servable, root) for servable in SERVABLES]
+    compositor = registered[-1]
+    if compositor.version != compositor.champion:
+        client, _ = open_store(root)
+        move_aliases(client, {one.name: one.version for one in registered}, alias=CHALLENGER, tags={})
+    return registered
 
 
 def register_model(servable: Servable, root: Path = Path(".")) -> Registration:
-    """Register what lies in `models/` unless its content has a version already; the first version becomes champion."""
-    folder = root / servable.folder
-    if not folder.is_dir():
-        raise InputError(f"{folder} is missing; run `dvc repro` first")
+    """Register what lies in `models/` unless its content has a version already. No alias moves."""
+    folder = _require_folder(root, servable)
+    pair = read_pair_key(folder)
     client, _ = open_store(root)
     digest = compute_path_digest(folder)
-    version = find_version(client, servable.name, digest)
-    created = version is None
-    if version is None:
-        version = _create_version(client, servable, digest=digest, root=root)
-    if find_alias(client, servable.name, CHAMPION) is None:
-        move_alias(client, servable.name, alias=CHAMPION, version=version)
-    champion = find_alias(client, servable.name, CHAMPION)
-    assert champion is not None
-    return Registration(servable.name, str(version), digest, created, str(champion))
+    with _lock_registration(root):
+        version = find_version(client, servable.name, digest)
+        created = version is None
+        if version is None:
+            version = _create_version(client, servable, digest=digest, root=root)
+            version, created = settle_version(client, servable.name, digest=digest, version=version)
+    if not created:  # a release that knew no pairs may have registered it
+        client.set_model_version_tag(servable.name, version, PAIR_TAG, pair)
+    if servable is COMPOSITOR:
+        attach_evaluation(client, get_version(client, servable.name, version), root)
+    return Registration(servable.name, version, digest, created, find_alias(client, servable.name, CHAMPION))
 
 
-def promote(name: str, version: str, root: Path = Path(".")) -> None:
-    """Make a version the champion; `InputError` if there is none."""
-    from mlflow.exceptions import MlflowException
-
-    client, _ = open_store(root)
-    try:
-        client.get_model_version(name, version)
-    except MlflowException:
-        raise InputError(
-            f"{name} has no version {version} in {resolve_tracking_uri(root)}; `imprint models` lists them"
-        ) from None
-    move_alias(client, name, alias=CHAMPION, version=version)
+def read_pair_key(folder: Path) -> str:
+    """Digest of the stage-1 encoder that a compositor was trained on, or that an encoder's folder holds: equal for two
+    that belong together. `InputError` if the card names none."""
+    card = json.loads((folder / CARD_FILE).read_text()) if (folder / CARD_FILE).is_file() else {}
+    digests = card.get("encoder_digests") or card.get("digests", {})
+    if not {"adapter", "backbone"} <= set(digests) or ("unet" in digests and "encoder_digests" not in card):
+        raise InputError(f"{folder}/{CARD_FILE} does not say which encoder it belongs to; run `dvc repro`")
+    return compute_digest(json.dumps({part: digests[part] for part in ("adapter", "backbone")}, sort_keys=True))
 
 
-def move_alias(client: MlflowClient, name: str, *, alias: str, version: str) -> None:
-    """The one place where an alias moves. The tag that remembers the alias's last version is written first: the two
+def settle_version(client: MlflowClient, name: str, *, digest: str, version: str) -> tuple[str, bool]:
+    """The one version of this content and whether it is ours. Two clones that share a server have no lock in common:
+    where both registered the same content, the lower number stays and the other is deleted."""
+    same = [int(found.version) for found in list_versions(client, name) if found.tags.get(DIGEST_TAG) == digest]
+    first = str(min(same))
+    if first != version:
+        client.delete_model_version(name, version)
+    return first, first == version
+
+
+def move_aliases(client: MlflowClient, versions: Mapping[str, str], *, alias: str, tags: Mapping[str, str]) -> None:
+    """The one place where `alias` moves: model => its new version. All tags are written before any alias moves: the
     calls are no transaction, and a tag without its move does no harm."""
-    previous = find_alias(client, name, alias)
-    if previous == version:
-        return
-    client.set_model_version_tag(name, version, f"imprint.previous_{alias}", previous or "none")
-    client.set_registered_model_alias(name, alias, version)
+    for name, version in versions.items():
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+    for name, version in versions.items():
+        client.set_registered_model_alias(name, alias, version)
+
+
+def move_champion(client: MlflowClient, versions: Mapping[str, str], *, reason: str, back: bool = False) -> None:
+    """Make `versions` (encoder, then compositor) champions, and remember why, since when, and who was before them.
+
+    back: a rollback, which leaves the memory of who was before as it is: a second one goes one further back.
+    """
+    before = {name: find_alias(client, name, CHAMPION) for name in versions}
+    for name, version in versions.items():
+        if not back and before[name] != version:
+            client.set_model_version_tag(name, version, PREVIOUS_TAG, before[name] or "none")
+        client.set_registered_model_tag(name, CHAMPION_TAG, version)
+        _follow_champion(client, name, version)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    move_aliases(client, versions, alias=CHAMPION, tags={REASON_TAG: reason, SINCE_TAG: now})
+
+
+def _follow_champion(client: MlflowClient, name: str, version: str) -> None:
+    """The two other aliases: `previous_champion`, and `challenger`, which a champion is no more."""
+    found = client.get_model_version(name, version)
+    previous = found.tags.get(PREVIOUS_TAG, "none")
+    known = {str(other.version) for other in list_versions(client, name)}
+    if previous in known:
+        client.set_registered_model_alias(name, PREVIOUS, previous)
+    elif find_alias(client, name, PREVIOUS):
+        client.delete_registered_model_alias(name, PREVIOUS)
+    if CHALLENGER in found.aliases:
+        client.delete_registered_model_alias(name, CHALLENGER)
+
+
+def remembers_champion(client: MlflowClient, name: str) -> str | None:
+    """The version that was made champion last, which may have been deleted since; None if there never was one."""
+    found = client.search_registered_models(f"name='{name}'")
+    return next((model.tags.get(CHAMPION_TAG) for model in found), None) or find_alias(client, name, CHAMPION)
 
 
 def find_alias(client: MlflowClient, name: str, alias: str) -> str | None:
@@ -137,9 +211,24 @@ def find_alias(client: MlflowClient, name: str, alias: str) -> str | None:
 
 
 def find_version(client: MlflowClient, name: str, digest: str) -> str | None:
-    """The version with this content."""
-    matches = (v.version for v in list_versions(client, name) if v.tags.get(DIGEST_TAG) == digest)
-    return next((str(version) for version in matches), None)
+    """The version with this content; the oldest, if there were several."""
+    return find_tagged(client, name, DIGEST_TAG, digest)
+
+
+def find_tagged(client: MlflowClient, name: str, tag: str, value: str) -> str | None:
+    """The oldest version with this tag."""
+    matches = [int(found.version) for found in list_versions(client, name) if found.tags.get(tag) == value]
+    return str(min(matches)) if matches else None
+
+
+def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    """A version with its aliases and tags. `InputError` if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException:
+        raise InputError(f"{name} has no version {version}; `imprint models` lists them") from None
 
 
 def list_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -150,9 +239,28 @@ def list_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
 
 def read_metrics(root: Path) -> dict[str, float]:
     """The numbers of `metrics/evaluation.json` with dotted names; empty before the first evaluation."""
-    path = root / METRICS_FILE
+    return read_numbers(root / METRICS_FILE)
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """The numbers of a metrics file with dotted names; empty where there is none."""
     values = flatten(json.loads(path.read_text())) if path.is_file() else {}
     return {key: float(value) for key, value in values.items() if type(value) in (int, float)}
+
+
+def _require_folder(root: Path, servable: Servable) -> Path:
+    folder = root / servable.folder
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing; run `dvc repro` first")
+    return folder
+
+
+@contextmanager
+def _lock_registration(root: Path) -> Iterator[None]:
+    """One registration at a time in one folder, so that the same files are uploaded once."""
+    with (root / "mlruns" / ".register.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _create_version(client: MlflowClient, servable: Servable, *, digest: str, root: Path) -> str:
@@ -169,10 +277,22 @@ def _create_version(client: MlflowClient, servable: Servable, *, digest: str, ro
         servable.name,
         model.model_uri,
         run_id=model.run_id,
-        tags={DIGEST_TAG: digest, "imprint.folder": servable.folder},
+        tags=_build_tags(servable, digest, root),
         model_id=model.model_id,
     )
     return str(version.version)
+
+
+def _build_tags(servable: Servable, digest: str, root: Path) -> dict[str, str]:
+    """Content, the encoder that it goes with, and the data that it was trained on."""
+    tags = {DIGEST_TAG: digest, "imprint.folder": servable.folder, PAIR_TAG: read_pair_key(root / servable.folder)}
+    shards = read_dvc_digests(root).get(SHARDS)
+    counts = read_numbers(root / DATA_METRICS_FILE)
+    if shards:
+        tags[DATA_TAG] = shards
+    if counts:
+        tags[DATA_COUNTS_TAG] = json.dumps(counts, sort_keys=True)
+    return tags
 
 
 def _log_model(client: MlflowClient, servable: Servable, root: Path) -> Any:
@@ -194,8 +314,6 @@ def _log_model(client: MlflowClient, servable: Servable, root: Path) -> Any:
             input_example=_build_input_example(servable),
             pip_requirements=[f"{name}=={_read_version(name)}" for name in _REQUIREMENTS],
         )
-        if servable is COMPOSITOR:
-            mlflow.log_metrics(read_metrics(root), model_id=model.model_id)
     return model
 
 

@@ -138,12 +138,23 @@ def test_regions_are_inside_the_hole_and_small_ones_do_not_apply(case_set: CaseS
     assert not (box["shadow"] & ~box["surround"]).any()
 
 
-def test_a_changed_pixel_outside_the_hole_is_never_measured(case_set: CaseSet) -> None:
+def test_a_changed_pixel_outside_the_hole_is_counted(case_set: CaseSet) -> None:
     case = case_set.cases[0]
-    image = case.plate.copy()
+    image = np.where(case.holes["box"][..., None], case.truth, case.plate)
     image[0, 0, 0] ^= 1
-    with pytest.raises(AssertionError, match="outside the box hole changed"):
-        measures.measure_composite(image, case, "box")
+    share = 1 / (~case.holes["box"]).sum()
+    assert measures.check_composite(image, case, "box") == {"outside_changed": pytest.approx(share), "failed": 0.0}
+
+
+@pytest.mark.parametrize("fault", ["plate", "flat", "NaN"])
+def test_a_hole_that_shows_nothing_is_a_failure(case_set: CaseSet, fault: str) -> None:
+    for case in case_set.cases:
+        for level, hole in case.holes.items():
+            image = case.plate.copy()
+            if fault != "plate":
+                image[hole] = 0 if fault == "NaN" else np.random.default_rng(0).integers(90, 93, 3)
+            assert measures.check_composite(image, case, level)["failed"] == 1.0
+            assert measures.check_composite(case.truth, case, level)["failed"] == 0.0
 
 
 # --- baselines ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,22 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.registry import COMPOSITOR, ENCODER, find_alias, list_versions, promote, register_all, register_model
+from flows.registry import COMPOSITOR, ENCODER, list_versions, register_all, register_model, settle_version
 from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, encode_image
 from imprint.models import PRESETS, build_model, save_model
+from imprint.models.checkpoint import ENCODER_PARTS
 from imprint.serving.pictures import build_example
 from imprint.tracking import start_run
+from imprint.tracking.mlflow_run import DIGEST_TAG
 from imprint.tracking.store import open_store
+from tests.registered_models import write_evaluation, write_models
 from tests.source_tree import ROOT
-
-
-def write_models(root: Path, seed: int) -> None:
-    model = build_model(PRESETS["tiny"], seed=seed)
-    for folder, parts in ((ENCODER.folder, ("backbone", "adapter")), (COMPOSITOR.folder, None)):
-        shutil.rmtree(root / folder, ignore_errors=True)
-        chosen = {} if parts is None else {"parts": parts}
-        save_model(model, root / folder, stage="test", extra={}, **chosen)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         shutil.copy(ROOT / "params.yaml", root)
         write_models(root, seed=0)
-        (root / "metrics").mkdir()
-        (root / "metrics" / "evaluation.json").write_text(json.dumps({"box": {"ours": {"psnr": 21.5}}, "name": "x"}))
+        write_evaluation(root, {"object_psnr_db": 21.5})
         settings = {"params": {}, "inputs": {}, "root": root, "work_dir": root / "work"}
         with start_run(stage="train_compositor", key="00", **settings) as tracker:
             tracker.log_model(kind="compositor", directory=root / COMPOSITOR.folder)
@@ -60,7 +53,7 @@ def test_first_versions_are_champions_with_signature_and_metrics(project: Path) 
     (version,) = list_versions(client, COMPOSITOR.name)
     assert version.run_id == run.info.run_id
     model = client.get_logged_model(version.source.removeprefix("models:/"))
-    assert {metric.key: metric.value for metric in model.metrics or []} == {"box.ours.psnr": 21.5}
+    assert {metric.key: metric.value for metric in model.metrics or []} == {"object_psnr_db": 21.5}
 
 
 def test_registering_again_changes_nothing(project: Path) -> None:
@@ -120,16 +113,28 @@ def test_registered_model_brings_its_own_code(project: Path) -> None:
     assert "mlruns" in done.stdout.split()[1]
 
 
-def test_new_content_is_a_new_version_and_promotion_is_remembered(project: Path) -> None:
+def test_new_content_is_a_new_version_that_is_no_champion(project: Path) -> None:
     write_models(project, seed=1)
     registration = register_model(COMPOSITOR, project)
     assert (registration.version, registration.created, registration.champion) == ("2", True, "1")
-    promote(COMPOSITOR.name, "2", project)
+
+
+def test_two_clones_that_register_the_same_content_at_once_leave_one_version(project: Path) -> None:
+    """Both had found none, so both made one; each then looks again."""
     client, _ = open_store(project)
-    assert find_alias(client, COMPOSITOR.name, "champion") == "2"
-    assert client.get_model_version(COMPOSITOR.name, "2").tags["imprint.previous_champion"] == "1"
-    with pytest.raises(InputError, match="imprint-compositor has no version 9"):
-        promote(COMPOSITOR.name, "9", project)
+    source = client.get_model_version(ENCODER.name, "1").source
+    made = [str(client.create_model_version(ENCODER.name, source, tags={DIGEST_TAG: "same"}).version) for _ in range(2)]
+    settled = [settle_version(client, ENCODER.name, digest="same", version=version) for version in reversed(made)]
+    assert settled == [(made[0], False), (made[0], True)]
+    assert [v.version for v in list_versions(client, ENCODER.name) if v.tags[DIGEST_TAG] == "same"] == [int(made[0])]
+
+
+def test_models_that_do_not_belong_together_are_not_registered(project: Path) -> None:
+    write_models(project, seed=2)
+    shutil.rmtree(project / ENCODER.folder)
+    save_model(build_model(PRESETS["tiny"], seed=3), project / ENCODER.folder, stage="t", extra={}, parts=ENCODER_PARTS)
+    with pytest.raises(InputError, match="another encoder than models/encoder"):
+        register_all(project)
 
 
 def test_missing_models_are_the_users_error(tmp_path: Path) -> None:

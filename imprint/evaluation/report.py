@@ -13,9 +13,9 @@ from imprint.core.pixels import save_image
 from imprint.evaluation.cases import Case
 from imprint.evaluation.charts import COLOURS, build_chart
 from imprint.evaluation.composites import Composites
-from imprint.evaluation.measures import CHANGED_LEVELS, MAX_PSNR_DB, MIN_REGION_PX
+from imprint.evaluation.measures import CHANGED_LEVELS, FLAT_LEVELS, MAX_PSNR_DB, MIN_REGION_PX
 from imprint.evaluation.pictures import TILES, build_grid, save_strips
-from imprint.evaluation.summary import METRICS, Row
+from imprint.evaluation.summary import CHECKS, METRICS, Row
 from imprint.evaluation.table import COLUMNS, METHOD_TITLES, STAGE_TITLES, format_number, is_best
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -37,7 +37,7 @@ def write_report(
     save_image(folder / "grid.png", build_grid(shown, composites))
     last_level = list(composites)[-1]
     save_image(folder / "composite.png", composites[last_level]["ours"][0])
-    _write_csv(folder / "cases.csv", ["case", "level", "method", *METRICS], [_list_row(row) for row in rows])
+    _write_csv(folder / "cases.csv", ["case", "level", "method", *METRICS, *CHECKS], [_list_row(row) for row in rows])
     means = [
         [f"{level}, {METHOD_TITLES[method]}", *(cells[name] for name in METRICS)]
         for level, methods in metrics["levels"].items()
@@ -70,12 +70,17 @@ def render_page(metrics: dict[str, Any], *, rows: Sequence[Row], names: Sequence
         values={(row.case, row.level, row.method): row.values for row in rows},
         number=format_number,
         best=is_best,
-        definitions={"min_region_px": MIN_REGION_PX, "max_psnr_db": MAX_PSNR_DB, "changed_levels": CHANGED_LEVELS},
+        definitions={
+            "min_region_px": MIN_REGION_PX,
+            "max_psnr_db": MAX_PSNR_DB,
+            "changed_levels": CHANGED_LEVELS,
+            "flat_levels": FLAT_LEVELS,
+        },
     )
 
 
 def _list_row(row: Row) -> list[str | float | None]:
-    return [row.case, row.level, row.method, *(row.values[name] for name in METRICS)]
+    return [row.case, row.level, row.method, *(row.values[name] for name in (*METRICS, *CHECKS))]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -19,11 +19,12 @@ from imprint.evaluation.identity import compute_descriptor, find_nearest
 from imprint.evaluation.measures import REGIONS, Values, get_applicable, measure_composite
 
 METRICS = (*(f"{region}_{unit}" for region in REGIONS for unit in ("psnr_db", "ssim")), "identity_top1", "shape_iou")
+CHECKS = ("outside_changed", "failed")  # zero where all is well; see measures.check_composite
 
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of one composite; `values` has every name of METRICS, None where it does not apply."""
+    """The numbers of one composite; `values` has every name of METRICS and CHECKS, None where it does not apply."""
 
     case: str
     level: MaskLevel
@@ -55,7 +56,8 @@ def summarise_identity(cases: Sequence[Case]) -> dict[str, float]:
 
 def summarise_rows(rows: Sequence[Row], section: Evaluate) -> dict[str, Any]:
     """`levels`: level => method => metric => mean (null where no case applies), and `intervals`, of the same shape: the
-    95 % bootstrap interval as a list, which `dvc metrics show` leaves out."""
+    95 % bootstrap interval as a list, which `dvc metrics show` leaves out. `checks`: their means over
+    all of the model's composites."""
     means: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     for level in section.levels:
@@ -64,7 +66,7 @@ def summarise_rows(rows: Sequence[Row], section: Evaluate) -> dict[str, Any]:
             cells = {name: _summarise_cell(chosen, name, section) for name in METRICS}
             means.setdefault(level, {})[method] = {name: mean for name, (mean, _) in cells.items()}
             intervals.setdefault(level, {})[method] = {name: interval for name, (_, interval) in cells.items()}
-    return {"levels": means, "intervals": intervals}
+    return {"levels": means, "intervals": intervals, "checks": _summarise_checks(rows)}
 
 
 def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -84,6 +86,11 @@ def _describe_references(cases: Sequence[Case]) -> list[np.ndarray]:
 
 def _describe(cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [compute_descriptor(image, case.object_mask) for case, image in zip(cases, images, strict=True)]
+
+
+def _summarise_checks(rows: Sequence[Row]) -> dict[str, float]:
+    ours = [row.values for row in rows if row.method == "ours"]
+    return {name: float(get_applicable(ours, name).mean()) for name in CHECKS}
 
 
 def _summarise_cell(rows: Sequence[Values], name: str, section: Evaluate) -> tuple[float | None, list[float] | None]:

@@ -16,7 +16,9 @@ from mlflow.pyfunc import PythonModel
 class CompositorModel(PythonModel):
     def load_context(self, context: Any) -> None:
         from imprint.inference.loading import load_compositor
+        from imprint.inference.registered import require_registered
 
+        require_registered(Path(context.artifacts["model"]), "imprint-compositor")
         self._compositor = load_compositor(context.artifacts["model"])
         self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
 

@@ -15,8 +15,10 @@ from mlflow.pyfunc import PythonModel
 
 class EncoderModel(PythonModel):
     def load_context(self, context: Any) -> None:
+        from imprint.inference.registered import require_registered
         from imprint.models import load_encoder
 
+        require_registered(Path(context.artifacts["model"]), "imprint-encoder")
         self._encoder = load_encoder(Path(context.artifacts["model"]))
         self._params_path = Path(context.artifacts["params"])  # how an object without transparency is segmented
 

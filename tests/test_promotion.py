@@ -1,0 +1,224 @@
+"""From registration to rollback against a real MLflow store: who is champion, why, and that it can be undone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.measurements import PROTOCOL_TAG, fetch_measurement
+from flows.promotion import evaluate_version, promote, register_challenger, rollback, run_gate
+from flows.registry import CHALLENGER, CHAMPION, COMPOSITOR, ENCODER, PREVIOUS, find_alias, register_pair
+from imprint.core.errors import InputError
+from imprint.inference.loading import load_compositor
+from imprint.tracking.store import open_store
+from tests.evaluation_cases import write_cases
+from tests.registered_models import PERFECT, write_evaluation, write_models
+from tests.source_tree import ROOT
+
+NAME = COMPOSITOR.name
+GOOD = {"identity_top1": 0.5, "object_psnr_db": 20.0, **PERFECT}
+BETTER = {**GOOD, "object_psnr_db": 21.0}
+WORSE = {**GOOD, "identity_top1": 0.3}
+
+
+@pytest.fixture
+def project(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with rules for two metrics and an empty store of its own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(store, tmp_path / "mlflow.db")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    rules = yaml.safe_load((ROOT / "gate.yaml").read_text())
+    rules["metrics"] = {name: rules["metrics"][name] for name in ("identity_top1", "object_psnr_db")}
+    (tmp_path / "gate.yaml").write_text(yaml.safe_dump(rules | {"bootstrap_samples": 500}))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """MLflow's tables without a row: to make them takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        client, experiment = open_store(folder)
+        client.rename_experiment(experiment, "elsewhere")  # the copies make their own, with their own location
+        yield folder / "mlflow.db"
+
+
+def train(project: Path, seed: int, means: dict[str, float] | None, **evaluation: str) -> str:
+    """What a retraining leaves behind, registered; the compositor's version. `means`: None if the evaluation failed."""
+    write_models(project, seed=seed)
+    if means is not None:
+        write_evaluation(project, means, **evaluation)
+    return register_challenger(project).version
+
+
+def find_aliases(project: Path, name: str = NAME) -> dict[str, str | None]:
+    client, _ = open_store(project)
+    return {alias: find_alias(client, name, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
+
+
+def read_tags(project: Path, version: str, name: str = NAME) -> dict[str, str]:
+    return open_store(project)[0].get_model_version(name, version).tags
+
+
+def test_champions_come_and_go(project: Path) -> None:
+    assert train(project, 1, GOOD) == "1"
+    decision = run_gate(project)
+    assert (decision.promote, decision.reason) == (True, "first")
+    assert find_aliases(project) == {CHAMPION: None, CHALLENGER: "1", PREVIOUS: None}  # the gate moves nothing
+    promote(NAME, "1", reason="the first", root=project)
+    assert find_aliases(project) == {CHAMPION: "1", CHALLENGER: None, PREVIOUS: None}
+    assert register_challenger(project).created is False
+    assert run_gate(project).reason == "same-content"
+
+    assert train(project, 2, BETTER) == "2"
+    decision = run_gate(project)
+    assert (decision.promote, decision.reason, decision.champion_version) == (True, "better", "1")
+    promote(NAME, "2", reason=decision.explanation, root=project)
+    for name in (NAME, ENCODER.name):
+        assert find_aliases(project, name) == {CHAMPION: "2", CHALLENGER: None, PREVIOUS: "1"}
+    assert read_tags(project, "2")["imprint.promotion.reason"] == "better in object_psnr_db, worse in nothing"
+
+    assert train(project, 3, WORSE) == "3"
+    decision = run_gate(project)
+    assert (decision.promote, decision.reason) == (False, "worse")
+    tags = read_tags(project, "3")
+    assert (tags["imprint.gate.outcome"], tags["imprint.gate.champion"]) == ("keep", "2")
+    assert tags["imprint.gate.champion_digest"] == read_tags(project, "2")["imprint.digest"]
+    assert tags["imprint.gate.challenger_digest"] == tags["imprint.digest"]
+    assert tags["imprint.gate.metric.identity_top1"].endswith("worse")
+    assert tags["imprint.gate.metric.object_psnr_db"].endswith("worse")
+
+    assert rollback(NAME, reason="blurs logos", root=project) == "1"
+    for name in (NAME, ENCODER.name):
+        assert find_aliases(project, name) == {CHAMPION: "1", CHALLENGER: "3", PREVIOUS: None}
+    with pytest.raises(InputError, match="version 1 is the first champion"):
+        rollback(NAME, reason="once more", root=project)
+
+    assert train(project, 2, BETTER) == "2"  # the same files again
+    decision = run_gate(project)
+    assert (decision.promote, decision.reason) == (False, "rolled-back")
+    assert "blurs logos" in decision.explanation
+    promote(NAME, "2", reason="the logos were the camera's", root=project)
+    assert find_aliases(project)[CHAMPION] == "2"
+    assert "imprint.rolled_back" not in read_tags(project, "2")
+
+
+def test_rolling_back_twice_goes_two_back(project: Path) -> None:
+    for seed in (1, 2, 3):
+        promote(NAME, train(project, seed, GOOD), reason="by hand", root=project)
+    assert rollback(NAME, reason="a", root=project) == "2"
+    assert find_aliases(project) == {CHAMPION: "2", CHALLENGER: None, PREVIOUS: "1"}
+    assert rollback(NAME, reason="b", root=project) == "1"
+    assert find_aliases(project, ENCODER.name)[CHAMPION] == "1"
+
+
+def test_a_challenger_of_another_protocol_or_without_an_evaluation_stays_one(project: Path) -> None:
+    promote(NAME, train(project, 1, GOOD), reason="by hand", root=project)
+    train(project, 2, BETTER, protocol="fedcba987654")
+    assert run_gate(project).reason == "protocol"
+    train(project, 3, None)  # the evaluation that lies there is of version 2
+    decision = run_gate(project)
+    assert decision.reason == "not-measured"
+    assert "other weights" in decision.explanation
+    write_evaluation(project, BETTER)  # it is evaluated after all, and registered again
+    assert register_challenger(project).version == "3"
+    assert run_gate(project).reason == "better"
+    assert find_aliases(project)[CHAMPION] == "1"
+
+
+def test_a_deleted_champion_is_not_no_champion(project: Path) -> None:
+    promote(NAME, train(project, 1, GOOD), reason="by hand", root=project)
+    train(project, 2, BETTER)
+    client, _ = open_store(project)
+    client.delete_registered_model_alias(NAME, CHAMPION)
+    client.delete_model_version(NAME, "1")
+    decision = run_gate(project)
+    assert (decision.promote, decision.reason, decision.champion_version) == (False, "champion-not-measured", "1")
+    promote(NAME, "2", reason="version 1 is gone", root=project)
+    with pytest.raises(InputError, match="first champion"):
+        rollback(NAME, reason="no", root=project)
+
+
+def test_the_encoder_moves_with_its_compositor_alone(project: Path) -> None:
+    train(project, 1, GOOD)
+    for move in (promote, rollback):
+        arguments = (ENCODER.name, "1") if move is promote else (ENCODER.name,)
+        with pytest.raises(InputError, match="moves with the compositor"):
+            move(*arguments, reason="why not", root=project)
+    with pytest.raises(InputError, match="give a reason"):
+        promote(NAME, "1", reason=" ", root=project)
+    with pytest.raises(InputError, match="imprint-compositor has no version 9"):
+        promote(NAME, "9", reason="why not", root=project)
+    with pytest.raises(InputError, match="has no champion"):
+        rollback(NAME, reason="why not", root=project)
+    open_store(project)[0].delete_model_version(ENCODER.name, "1")
+    with pytest.raises(InputError, match="the encoder that it was trained on is not registered"):
+        promote(NAME, "1", reason="why not", root=project)
+    assert find_aliases(project)[CHAMPION] is None
+
+
+def test_two_compositors_of_one_encoder_share_its_version(project: Path) -> None:
+    train(project, 1, GOOD)
+    write_models(project, seed=1, unet_seed=2)
+    encoder, compositor = register_pair(project)
+    assert (encoder.version, encoder.created, compositor.version, compositor.created) == ("1", False, "2", True)
+    promote(NAME, "2", reason="by hand", root=project)
+    assert find_aliases(project, ENCODER.name)[CHAMPION] == "1"
+
+
+def test_the_gate_needs_no_file_of_the_training_folder(project: Path) -> None:
+    promote(NAME, train(project, 1, GOOD), reason="by hand", root=project)
+    train(project, 2, BETTER)
+    for folder in ("models", "metrics", "reports"):
+        shutil.rmtree(project / folder)
+    assert run_gate(project).reason == "better"
+    assert json.loads((project / "reports" / "gate" / "decision.json").read_text())["promote"] is True
+
+
+def test_files_that_are_not_those_registered_are_not_loaded(project: Path) -> None:
+    import mlflow
+
+    promote(NAME, train(project, 1, GOOD), reason="by hand", root=project)
+    uri = f"models:/{NAME}@champion"
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    load_compositor(uri, project)
+    mlflow.pyfunc.load_model(uri)
+    (stored,) = (project / "mlruns").rglob("artifacts/artifacts/compositor/train_log.json")
+    stored.write_text("[]\n ")
+    with pytest.raises(InputError, match=r"version 1: its files have the digest .* do not use it"):
+        load_compositor(uri, project)
+    with pytest.raises(InputError, match="are of no version in sqlite"):
+        mlflow.pyfunc.load_model(uri)
+
+
+def test_a_registered_version_is_measured_as_the_stage_would(project: Path) -> None:
+    """Under today's protocol, into a folder of its own; then the gate can compare."""
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["evaluate"] |= {"max_cases": 2, "levels": ["box"], "steps": 2, "grid_rows": 1, "bootstrap_samples": 100}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    (project / "demo" / "assets").mkdir(parents=True)
+    write_cases(project / params["evaluate"]["cases"], 2)
+    promote(NAME, train(project, 1, GOOD), reason="by hand", root=project)
+    train(project, 2, GOOD)
+    shutil.rmtree(project / "models")
+    metrics = evaluate_version(NAME, "2", project)
+    assert (project / "reports" / "versions" / f"{NAME}-2" / "index.html").is_file()
+    client, _ = open_store(project)
+    protocol = read_tags(project, "2")[PROTOCOL_TAG]
+    assert protocol == f"{metrics['protocol']['name']}/{metrics['protocol']['hash']}"
+    measured = fetch_measurement(client, client.get_model_version(NAME, "2"), root=project)
+    assert measured is not None
+    assert len(measured.values["object_psnr_db"]) == 2
+    old = fetch_measurement(client, client.get_model_version(NAME, "2"), protocol="cases/0123456789ab", root=project)
+    assert old is not None  # the earlier one is still there
+    assert run_gate(project).reason == "protocol"
+    decision = run_gate(project, remeasure=True)
+    assert decision.protocol == protocol
+    assert [limit.name for limit in decision.limits if not limit.kept] == ["failed"]  # random weights show nothing
+    assert {metric.num_cases for metric in decision.metrics} == {2}
