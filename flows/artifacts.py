@@ -30,7 +30,9 @@ def show_stages(states: Mapping[str, str]) -> None:
     with get_client(sync_client=True) as client:
         runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(flow_run.id))])))
     times_s = {run.name: run.estimated_run_time.total_seconds() for run in runs}
-    rows = [{"stage": name, "state": state, "seconds": round(times_s.get(name, 0.0), 1)} for name, state in states.items()]
+    rows = [
+        {"stage": name, "state": state, "seconds": round(times_s.get(name, 0.0), 1)} for name, state in states.items()
+    ]
     create_table_artifact(rows, key="stage-times", description="Stages of this run; Skipped: nothing had changed")
 
 
@@ -62,7 +64,9 @@ def show_links(pages: Mapping[str, Path], root: Path) -> None:
     for title, page in pages.items():
         if page.is_file():
             key = f"page-{title.replace(' ', '-')}"
-            create_link_artifact(page.resolve().as_uri(), link_text=title, key=key, description=f"On the worker: {page}")
+            create_link_artifact(
+                page.resolve().as_uri(), link_text=title, key=key, description=f"On the worker: {page}"
+            )
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("http"):
         _, experiment = open_store(root)
