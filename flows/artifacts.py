@@ -63,7 +63,7 @@ def show_links(pages: Mapping[str, Path], root: Path) -> None:
     """Links to report pages that exist, and to the runs of MLflow where its server is one that a browser reaches."""
     for title, page in pages.items():
         if page.is_file():
-            key = f"page-{title.replace(' ', '-')}"
+            key, where = title.replace(" ", "-"), f"A file on the worker's machine: {page}"
             create_link_artifact(
                 page.resolve().as_uri(), link_text=title, key=key, description=f"On the worker: {page}"
             )

@@ -1,7 +1,8 @@
 """A clone of the project for scheduled training: it starts from committed code and never touches the user's tree.
 
-`python -m flows.clone NAME` makes or refreshes `work/clones/NAME` of the project in the current folder and prints its path;
-`prefect.yaml` calls it as a pull step. The clone shares the project's DVC cache and keeps its work folders from run to run.
+`python -m flows.clone NAME` makes or refreshes `work/clones/NAME` of the project in the current folder and prints its
+path; `prefect.yaml` calls it as a pull step. The clone shares the project's DVC cache and keeps its work folders from
+run to run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ FOLDER = Path("work/clones")
 
 
 def refresh_clone(home: Path, name: str) -> Path:
-    """The clone at the newest committed state of `home`: its HEAD, or the data branch where that has grown from HEAD."""
+    """The clone at the newest committed state of `home`: HEAD, or the data branch where that has grown from HEAD."""
     home = home.resolve()
     if remote := os.environ.get("IMPRINT_GIT_REMOTE"):
         fetch_branch(home, remote, DATA_BRANCH)

@@ -1,4 +1,4 @@
-"""The named flows over the stages in `dvc.yaml`: each a thin selection of them. They run in the project's root folder."""
+"""The named flows over the stages in `dvc.yaml`: each a thin selection. They run in the project's root folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make up` and `make down`: Prefect server, MLflow server and one worker per pool on loopback, their data in the project.
+"""`make up` and `make down`: Prefect, MLflow and one worker per pool on loopback, their data in the project.
 
 What was started is noted in `.prefect/services.json` with each process's id and start time, so that `down` ends these
 processes and no other, even when an id has been given to another process since.
@@ -173,9 +173,8 @@ def _wait_for(root: Path, name: str, url: str) -> None:
 def _prefect(root: Path, environment: Mapping[str, str], *arguments: str) -> None:
     done = subprocess.run(["prefect", *arguments], cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise InputError(
-            f"prefect {' '.join(arguments)} failed: {done.stdout.strip()[-500:]} {done.stderr.strip()[-500:]}"
-        )
+        told = (done.stdout + done.stderr).strip()[-800:]
+        raise InputError(f"prefect {' '.join(arguments)} failed: {told}")
 
 
 def _require_free(name: str, port: int) -> None:

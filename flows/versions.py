@@ -106,10 +106,10 @@ def commit_results(root: Path, branch: str, message: str) -> str | None:
     """
     names = _list_results(root)
     with tempfile.TemporaryDirectory() as folder:
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        run_tool(root, "git", "read-tree", "HEAD", **index)
-        run_tool(root, "git", "add", "--force", "--", *names, **index)
-        tree = run_tool(root, "git", "write-tree", **index)
+        index = Path(folder) / "index"
+        run_tool(root, "git", "read-tree", "HEAD", index=index)
+        run_tool(root, "git", "add", "--force", "--", *names, index=index)
+        tree = run_tool(root, "git", "write-tree", index=index)
     tip = read_tip(root, branch)
     head = run_tool(root, "git", "rev-parse", "HEAD")
     if tree == run_tool(root, "git", "rev-parse", f"{tip or head}^{{tree}}"):
@@ -197,10 +197,17 @@ def _transfer(root: Path, *arguments: str) -> None:
 
 
 def run_tool(
-    root: Path, *command: str, may_fail: bool = False, error: type[Exception] = RuntimeError, **environment: str
+    root: Path,
+    *command: str,
+    may_fail: bool = False,
+    error: type[Exception] = RuntimeError,
+    index: Path | None = None,
 ) -> str:
-    """The output of a DVC or Git command. It raises `error` with its last line, or gives "" if it `may_fail`."""
-    settings = build_environment(root, **environment)
+    """The output of a DVC or Git command. It raises `error` with its last line, or gives "" if it `may_fail`.
+
+    index: a Git index in the place of the repository's.
+    """
+    settings = build_environment(root, **({"GIT_INDEX_FILE": str(index)} if index else {}))
     done = subprocess.run(command, cwd=root, env=settings, capture_output=True, text=True)
     if done.returncode == 0:
         return done.stdout.strip()
