@@ -64,9 +64,7 @@ def show_links(pages: Mapping[str, Path], root: Path) -> None:
     for title, page in pages.items():
         if page.is_file():
             key, where = title.replace(" ", "-"), f"A file on the worker's machine: {page}"
-            create_link_artifact(
-                page.resolve().as_uri(), link_text=title, key=key, description=f"On the worker: {page}"
-            )
+            create_link_artifact(page.resolve().as_uri(), link_text=title, key=key, description=where)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("http"):
         _, experiment = open_store(root)

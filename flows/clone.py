@@ -11,32 +11,28 @@ import os
 import sys
 from pathlib import Path
 
-from flows.versions import DATA_BRANCH, fetch_branch, read_tip, run_tool
+from flows.versions import DATA_BRANCH, choose_committer, fetch_branch, read_tip, run_tool
 
 FOLDER = Path("work/clones")
 
 
 def refresh_clone(home: Path, name: str) -> Path:
-    """The clone at the newest committed state of `home`: HEAD, or the data branch where that has grown from HEAD."""
+    """The clone at HEAD of `home`, merged with the data branch, so that code and settings are those that somebody
+    committed and the data set is last night's. Where both changed the same data set, HEAD's is taken."""
     home = home.resolve()
     if remote := os.environ.get("IMPRINT_GIT_REMOTE"):
         fetch_branch(home, remote, DATA_BRANCH)
-    start = find_start(home)
     folder = home / FOLDER / name
     if not (folder / ".git").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         run_tool(home, "git", "clone", "--quiet", "--no-checkout", str(home), str(folder))
-    run_tool(folder, "git", "fetch", "--quiet", "origin", start)
-    run_tool(folder, "git", "checkout", "--quiet", "--force", "--detach", start)
+    commits = [commit for commit in (run_tool(home, "git", "rev-parse", "HEAD"), read_tip(home, DATA_BRANCH)) if commit]
+    run_tool(folder, "git", "fetch", "--quiet", "origin", *commits)
+    run_tool(folder, "git", "checkout", "--quiet", "--force", "--detach", commits[0])
+    for tip in commits[1:]:
+        run_tool(folder, "git", *choose_committer(folder), "merge", "--quiet", "--no-edit", "-X", "ours", tip)
     _share_dvc_settings(home, folder)
     return folder
-
-
-def find_start(home: Path) -> str:
-    """Commit id: the tip of the data branch if HEAD is in its past, else HEAD."""
-    head = run_tool(home, "git", "rev-parse", "HEAD")
-    tip = read_tip(home, DATA_BRANCH)
-    return tip if tip and run_tool(home, "git", "merge-base", head, tip, may_fail=True) == head else head
 
 
 def _share_dvc_settings(home: Path, folder: Path) -> None:

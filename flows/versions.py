@@ -115,7 +115,7 @@ def commit_results(root: Path, branch: str, message: str) -> str | None:
     if tree == run_tool(root, "git", "rev-parse", f"{tip or head}^{{tree}}"):
         return None
     parents = [argument for parent in dict.fromkeys(filter(None, (head, tip))) for argument in ("-p", parent)]
-    commit = run_tool(root, "git", *_identity(root), "commit-tree", tree, *parents, "-m", message)
+    commit = run_tool(root, "git", *choose_committer(root), "commit-tree", tree, *parents, "-m", message)
     run_tool(root, "git", "update-ref", f"refs/heads/{branch}", commit)
     return commit
 
@@ -185,8 +185,8 @@ def _list_results(root: Path) -> list[str]:
     return sorted(name for name in names if (root / name).exists())
 
 
-def _identity(root: Path) -> list[str]:
-    """A committer for machines where Git knows none."""
+def choose_committer(root: Path) -> list[str]:
+    """Options of `git` that name a committer on machines where it knows none."""
     if run_tool(root, "git", "config", "user.email", may_fail=True):
         return []
     return ["-c", "user.name=imprint", "-c", "user.email=imprint@localhost"]
