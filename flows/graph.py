@@ -37,12 +37,14 @@ class StageNode:
 
 
 def read_graph(root: Path) -> dict[str, StageNode]:
-    """All stages of the project by name, each after its upstream stages."""
+    """All stages of the project by name, each after its upstream stages. Data sets (`.dvc` files) are none."""
     import networkx
     from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
     with Repo(str(root)) as repo:
-        graph = repo.index.graph  # edges point from a stage to what it depends on
+        whole = repo.index.graph  # edges point from a stage to what it depends on
+        graph = whole.subgraph(stage for stage in whole if isinstance(stage, PipelineStage))
         order = list(networkx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing))
         nodes = [_build_node(stage, sorted(dep.name for dep in graph.successors(stage)), root) for stage in order]
         has_remote = bool(repo.config["core"].get("remote"))

@@ -28,7 +28,6 @@ from flows.processes import build_environment
 from flows.servers import down, find_running, up
 from flows.versions import DATA_BRANCH, RETRAIN_BRANCH
 from flows.workspace import make_workspace
-from imprint.core.params import merge_overlay
 from imprint.tracking.store import open_store
 
 NAME = "imprint-compositor"
@@ -197,7 +196,7 @@ def build_project(folder: Path) -> Path:
     """A clone as a user would have it: own videos as a data set, a DVC remote, settings committed; and an inbox."""
     overlay = folder / "drill.yaml"
     smoke = yaml.safe_load(Path("params/smoke.yaml").read_text())
-    overlay.write_text(yaml.safe_dump(merge_overlay(smoke, OVERLAY, "drill")))
+    overlay.write_text(yaml.safe_dump({name: smoke.get(name, {}) | OVERLAY.get(name, {}) for name in smoke | OVERLAY}))
     root = make_workspace(overlay, folder=folder / "project")
     (root / ".dvc" / "config.local").unlink()
     unpack(Path("demo") / "assets" / ARCHIVE.name, folder / "raw")
