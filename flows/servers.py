@@ -63,11 +63,10 @@ def up(root: Path, *, prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLO
 def down(root: Path) -> list[str]:
     """End what `up` started, workers first, with all that they started; the names of what was running."""
     services = find_running(root)
-    ordered = sorted(services, key=lambda service: service.name in ("prefect", "mlflow"))
-    for service in ordered:
-        _end(psutil.Process(service.pid))
+    for is_server in (False, True):
+        _end([psutil.Process(service.pid) for service in services if bool(service.port) == is_server])
     (root / FOLDER / "services.json").unlink(missing_ok=True)
-    return [service.name for service in ordered]
+    return [service.name for service in services]
 
 
 def find_running(root: Path) -> list[Service]:
@@ -198,12 +197,13 @@ def _is_alive(service: Service) -> bool:
         return False
 
 
-def _end(process: psutil.Process) -> None:
-    """SIGTERM to it, and after a while SIGKILL to it and to all that it had started, in whatever session."""
-    family = process.children(recursive=True)
-    process.terminate()
-    psutil.wait_procs([process], timeout=_END_S)
-    _, left = psutil.wait_procs([process, *family], timeout=3.0)
+def _end(processes: list[psutil.Process]) -> None:
+    """SIGTERM to them, and after a while SIGKILL to them and to all that they had started, in whatever session."""
+    family = [child for process in processes for child in process.children(recursive=True)]
+    for process in processes:
+        process.terminate()
+    psutil.wait_procs(processes, timeout=_END_S)
+    _, left = psutil.wait_procs([*processes, *family], timeout=3.0)
     for one in left:
         one.kill()
     psutil.wait_procs(left, timeout=5.0)
