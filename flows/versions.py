@@ -20,8 +20,8 @@ import yaml
 from flows.processes import build_environment
 from imprint.core.errors import InputError
 
-DATA_BRANCH = "imprint/data"
-RETRAIN_BRANCH = "imprint/retrain"
+DATA_BRANCH = "auto/data"
+RETRAIN_BRANCH = "auto/retrain"
 _RESULTS = ("dvc.lock", "demo/dvc.lock", "metrics")  # committed beside the `.dvc` files: the bill of materials
 
 
