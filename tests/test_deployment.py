@@ -91,7 +91,7 @@ def test_all_deployments_are_there_and_up_again_starts_nothing(project: Path, se
     assert find_running(project) == before
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_retraining_becomes_champion_by_event_and_touches_nobodys_tree(
     project: Path, servers: dict[str, str]
 ) -> None:
@@ -115,7 +115,7 @@ def test_a_retraining_becomes_champion_by_event_and_touches_nobodys_tree(
     assert {"stage-times", "left-out", "evaluation", "gate", "gate-report", "mlflow-runs", "mlflow-models"} <= keys
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_night_brings_clips_and_the_next_retraining_has_them(project: Path, servers: dict[str, str]) -> None:
     inbox = project.parent / "inbox"
     inbox.mkdir()
@@ -174,7 +174,7 @@ def finish(environment: dict[str, str], deployment: str, number: int) -> list[st
         ended = [state for state in states if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
         return len(ended) == number
 
-    wait_until(is_done, f"{deployment} ends", timeout_s=500)
+    wait_until(is_done, f"{deployment} ends", timeout_s=800)
     assert not [state["message"] for state in states if state["type"] in ("FAILED", "CRASHED")]
     return [state["name"] for state in states]
 
@@ -190,7 +190,7 @@ def ask(environment: dict[str, str], what: str, body: dict[str, Any]) -> list[di
     return answer["events"] if what == "events" else answer
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 300) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"timed out: {what}"

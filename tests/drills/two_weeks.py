@@ -82,7 +82,7 @@ class Operation:
 
     def find_promotions(self) -> list[str]:
         """Final states of the runs that an event has started, once none is on its way."""
-        deadline_s = time.monotonic() + 90
+        deadline_s = time.monotonic() + 240
         while True:
             runs = self.ask("flow_runs", named("promote/on-demand"))
             waiting = [run for run in runs if run["state_type"] in ("SCHEDULED", "PENDING", "RUNNING")]
@@ -92,7 +92,7 @@ class Operation:
 
     def wait_for_promotions(self, number: int) -> None:
         """An event is acted on some seconds after the run that sent it has ended."""
-        deadline_s = time.monotonic() + 90
+        deadline_s = time.monotonic() + 240
         while len(self.find_promotions()) < number and time.monotonic() < deadline_s:
             time.sleep(2)
         expect("promotions started by events", self.find_promotions(), ["Completed"] * number)
