@@ -94,15 +94,10 @@ def load_measurement(metrics: Path, cases: Path) -> Measurement:
     protocol = json.loads(metrics.read_text()).get("protocol", {})
     if not {"name", "hash"} <= set(protocol):
         raise InputError(f"{metrics} carries no protocol; run `dvc repro evaluate` again")
-    values: dict[str, dict[tuple[str, str], float]] = {}
     with cases.open(newline="") as file:
-        rows = csv.DictReader(file)
-        names = [name for name in rows.fieldnames or [] if name not in ("case", "level", "method")]
-        for row in rows:
-            if row.get("method") == METHOD:
-                for name in names:
-                    if row[name]:
-                        values.setdefault(name, {})[row["case"], row["level"]] = _to_float(row[name])
+        rows = [row for row in csv.DictReader(file) if row.get("method") == METHOD]
+    names = [name for name in (rows[0] if rows else {}) if name not in ("case", "level", "method")]
+    values = {name: {(row["case"], row["level"]): _to_float(row[name]) for row in rows if row[name]} for name in names}
     if not values:
         raise InputError(f"{cases} has no rows of the model's; run `dvc repro evaluate` again")
     return Measurement(f"{protocol['name']}/{protocol['hash']}", values)

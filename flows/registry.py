@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +21,13 @@ from flows.measurements import attach_evaluation
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest
 from imprint.core.stage import PACKAGES_ROOT, read_dvc_digests
+from imprint.inference.registered import REGISTERING
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
 from imprint.tracking.store import open_store, resolve_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"  # aliases
 CHAMPION_TAG = "imprint.champion"  # of the registered model: the version that the alias was last moved to
@@ -154,8 +156,8 @@ def read_pair_key(folder: Path) -> str:
 def settle_version(client: MlflowClient, name: str, *, digest: str, version: str) -> tuple[str, bool]:
     """The one version of this content and whether it is ours. Two clones that share a server have no lock in common:
     where both registered the same content, the lower number stays and the other is deleted."""
-    same = [int(found.version) for found in list_versions(client, name) if found.tags.get(DIGEST_TAG) == digest]
-    first = str(min(same))
+    first = find_version(client, name, digest)
+    assert first is not None, f"{name} version {version} is gone"
     if first != version:
         client.delete_model_version(name, version)
     return first, first == version
@@ -190,8 +192,7 @@ def _follow_champion(client: MlflowClient, name: str, version: str) -> None:
     """The two other aliases: `previous_champion`, and `challenger`, which a champion is no more."""
     found = client.get_model_version(name, version)
     previous = found.tags.get(PREVIOUS_TAG, "none")
-    known = {str(other.version) for other in list_versions(client, name)}
-    if previous in known:
+    if previous in {str(other.version) for other in client.search_model_versions(f"name='{name}'")}:
         client.set_registered_model_alias(name, PREVIOUS, previous)
     elif find_alias(client, name, PREVIOUS):
         client.delete_registered_model_alias(name, PREVIOUS)
@@ -201,13 +202,20 @@ def _follow_champion(client: MlflowClient, name: str, version: str) -> None:
 
 def remembers_champion(client: MlflowClient, name: str) -> str | None:
     """The version that was made champion last, which may have been deleted since; None if there never was one."""
-    found = client.search_registered_models(f"name='{name}'")
-    return next((model.tags.get(CHAMPION_TAG) for model in found), None) or find_alias(client, name, CHAMPION)
+    model = find_model(client, name)
+    return (model.tags.get(CHAMPION_TAG) or find_alias(client, name, CHAMPION)) if model else None
+
+
+def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    """A registered model with its tags and aliases."""
+    return next(iter(client.search_registered_models(f"name='{name}'")), None)
 
 
 def find_alias(client: MlflowClient, name: str, alias: str) -> str | None:
     """The version that an alias points to."""
-    return next((str(version.version) for version in list_versions(client, name) if alias in version.aliases), None)
+    model = find_model(client, name)
+    version = model.aliases.get(alias) if model else None
+    return None if version is None else str(version)
 
 
 def find_version(client: MlflowClient, name: str, digest: str) -> str | None:
@@ -217,7 +225,8 @@ def find_version(client: MlflowClient, name: str, digest: str) -> str | None:
 
 def find_tagged(client: MlflowClient, name: str, tag: str, value: str) -> str | None:
     """The oldest version with this tag."""
-    matches = [int(found.version) for found in list_versions(client, name) if found.tags.get(tag) == value]
+    found = client.search_model_versions(f"name='{name}'")
+    matches = [int(version.version) for version in found if version.tags.get(tag) == value]
     return str(min(matches)) if matches else None
 
 
@@ -305,16 +314,19 @@ def _log_model(client: MlflowClient, servable: Servable, root: Path) -> Any:
     source_run_id = _find_source_run(client, experiment_id, compute_path_digest(root / servable.logged_folder))
     run_name = None if source_run_id else f"register-{servable.name}"
     with mlflow.start_run(run_id=source_run_id, experiment_id=experiment_id, run_name=run_name):
-        model = mlflow.pyfunc.log_model(
-            name=servable.name,
-            python_model=str(_SERVING / servable.code),
-            artifacts={"model": str(root / servable.folder), "params": str(root / "params.yaml")},
-            code_paths=[str(PACKAGES_ROOT / "imprint")],
-            signature=_build_signature(servable),
-            input_example=_build_input_example(servable),
-            pip_requirements=[f"{name}=={_read_version(name)}" for name in _REQUIREMENTS],
-        )
-    return model
+        os.environ[REGISTERING] = compute_path_digest(root / servable.folder)
+        try:
+            return mlflow.pyfunc.log_model(
+                name=servable.name,
+                python_model=str(_SERVING / servable.code),
+                artifacts={"model": str(root / servable.folder), "params": str(root / "params.yaml")},
+                code_paths=[str(PACKAGES_ROOT / "imprint")],
+                signature=_build_signature(servable),
+                input_example=_build_input_example(servable),
+                pip_requirements=[f"{name}=={_read_version(name)}" for name in _REQUIREMENTS],
+            )
+        finally:
+            os.environ.pop(REGISTERING)
 
 
 def _find_source_run(client: MlflowClient, experiment_id: str, digest: str) -> str | None:
