@@ -32,6 +32,7 @@ from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_record
 from imprint.core.stage import StageRun, compute_code_digest
 
 RUN_ONLY_KEYS = ("workers", "max_rejected_share")  # params that do not touch a clip's product
+MAX_WORKERS_VARIABLE = "IMPRINT_MAX_WORKERS"  # a limit for `workers`, where others use this machine too
 Row = TypeVar("Row", FrameRecord, MaskRecord)
 
 
@@ -75,7 +76,8 @@ def make_products(jobs: Sequence[Job], description: str, workers: int, chunk: tu
     number, count = chunk or (1, 1)
     mine = list(jobs)[number - 1 :: count]
     missing = [job for job in mine if not job.folder.is_dir()]
-    num_workers = min(workers or os.cpu_count() or 1, len(missing))
+    num_cores = os.cpu_count() or 1
+    num_workers = min(workers or num_cores, int(os.environ.get(MAX_WORKERS_VARIABLE, num_cores)), len(missing))
     with show_progress(description, total=len(mine), done=len(mine) - len(missing)) as bar:
         if num_workers <= 1:
             for job in missing:

@@ -41,11 +41,14 @@ def run(
     flow: Annotated[
         str, typer.Argument(help="prepare-data, pretrain-encoder, train-compositor, evaluate or all.")
     ] = "all",
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that works on the clips.")
+    ] = None,
 ) -> None:
     """Run a flow with Prefect, here, against the server of PREFECT_API_URL or of `imprint up`."""
     from flows.commands import run_flow
 
-    run_flow(flow)
+    run_flow(flow, dask)
 
 
 @app.command()

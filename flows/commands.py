@@ -12,9 +12,9 @@ from rich.table import Table
 from imprint.core.errors import InputError
 
 
-def run_flow(name: str) -> None:
-    """Run a named flow in this process. `InputError` without a server: the temporary one that Prefect would start hangs
-    after Ctrl-C."""
+def run_flow(name: str, dask_address: str | None = None) -> None:
+    """Run a named flow in this process, its chunks on the Dask cluster if one is named. `InputError` without a server:
+    the temporary one that Prefect would start hangs after Ctrl-C."""
     if not os.environ.get("PREFECT_API_URL"):
         from flows.servers import find_environment
 
@@ -34,7 +34,12 @@ def run_flow(name: str) -> None:
     }
     if name not in flows:
         raise InputError(f"flow {name} is unknown; use one of {', '.join(flows)}")
-    flows[name]()
+    if not dask_address:
+        flows[name]()
+    elif name in ("prepare-data", "all"):
+        flows[name](dask_address=dask_address)
+    else:
+        raise InputError(f"--dask: flow {name} does not work on clips; use it with prepare-data or all")
 
 
 def start_servers(root: Path, *, prefect_port: int, mlflow_port: int) -> None:

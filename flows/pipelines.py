@@ -26,9 +26,15 @@ _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # Prefect's own defaul
 
 @flow(name="prepare-data", task_runner=_TASK_RUNNER, persist_result=False)
 def prepare_data(
-    num_chunks: int = 2, *, share: bool = False, inbox: str = "", branch: str = DATA_BRANCH
+    num_chunks: int = 2,
+    dask_address: str | None = None,
+    *,
+    share: bool = False,
+    inbox: str = "",
+    branch: str = DATA_BRANCH,
 ) -> dict[str, str]:
-    """From videos to training shards; `num_chunks` tasks per stage that fans out over clips.
+    """From videos to training shards; `num_chunks` tasks per stage that fans out over clips, on the Dask cluster of
+    `dask_address` (tcp://HOST:PORT of its scheduler) if there is one.
 
     share: fetch what others made, bring in new videos first (from the folder `inbox`, else IMPRINT_INBOX, else from
     where the data set was imported), and at the end `dvc push` and commit the new version's pointers to `branch`. HEAD
@@ -39,7 +45,7 @@ def prepare_data(
         fetch(root)
         sync(root, inbox or os.environ.get("IMPRINT_INBOX", ""))
     before = read_output_digest(root, SHARDS)
-    states = _run_and_show(select_data_stages(read_graph(root)), num_chunks)
+    states = _run_and_show(select_data_stages(read_graph(root)), num_chunks, dask_address)
     artifacts.show_rejections(root)
     _tell_of_change(before, root)
     if share:
@@ -73,9 +79,10 @@ def evaluate(version: str = "") -> dict[str, str]:
 
 
 @flow(name="imprint-pipeline", task_runner=_TASK_RUNNER, persist_result=False)
-def imprint_pipeline(num_chunks: int = 2) -> dict[str, str]:
-    """Everything, then registration in MLflow as challenger, and the gate's decision about it."""
-    states = prepare_data(num_chunks) | pretrain_encoder() | train_compositor() | evaluate()
+def imprint_pipeline(num_chunks: int = 2, dask_address: str | None = None) -> dict[str, str]:
+    """Everything, then registration in MLflow as challenger, and the gate's decision about it. The parameters are those
+    of `prepare_data`."""
+    states = prepare_data(num_chunks, dask_address) | pretrain_encoder() | train_compositor() | evaluate()
     register(Path.cwd())
     judge(Path.cwd())
     return states
@@ -100,9 +107,9 @@ def _run_alone(*names: str) -> dict[str, str]:
     return _run_and_show({name: graph[name] for name in graph if name in names})
 
 
-def _run_and_show(stages: dict[str, StageNode], num_chunks: int = 2) -> dict[str, str]:
+def _run_and_show(stages: dict[str, StageNode], num_chunks: int = 2, dask_address: str | None = None) -> dict[str, str]:
     root = Path.cwd()
-    states = run_stages(stages, root, num_chunks)
+    states = run_stages(stages, root, num_chunks, dask_address=dask_address)
     artifacts.show_stages(states)
     artifacts.show_links(_PAGES, root)
     return states

@@ -29,8 +29,12 @@ class StageFailedError(RuntimeError):
     """A stage's command failed; `kind` decides whether another try can help."""
 
     def __init__(self, stage: str, kind: FailureKind, message: str) -> None:
-        super().__init__(f"{stage}: {message}")
+        super().__init__(stage, kind, message)  # all of them, so that it can be pickled
         self.kind = kind
+
+    def __str__(self) -> str:
+        stage, _, message = self.args
+        return f"{stage}: {message}"
 
 
 class Processes:
@@ -41,6 +45,10 @@ class Processes:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+
+    def __reduce__(self) -> tuple[type[Processes], tuple[dict[str, str]]]:
+        """A copy elsewhere has no commands yet: prefect-dask sends a task's parameters along to the tasks in it."""
+        return Processes, (self._environment,)
 
     @property
     def stopped(self) -> bool:

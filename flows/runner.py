@@ -7,7 +7,6 @@ DVC decides what is stale; Prefect gives order, states, retries and timeouts. A 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import threading
 from collections.abc import Mapping
@@ -20,30 +19,40 @@ from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
+from flows.chunks import list_chunks, run_chunk
+from flows.cluster import CHUNKS_PER_THREAD, count_threads, run_chunks
 from flows.graph import StageNode
 from flows.processes import Processes, StageFailedError, build_environment
 
-MAX_CHUNKS = 100  # per stage; a mapped task costs Prefect about 30 ms
 _SKIPPED_MARK = "didn't change, skipping"
 _RESTORED_MARK = "is cached - skipping run"
 _RESTORE = Path(__file__).with_name("restore.py")
 _GPU = threading.Lock()
 
 
-def run_stages(stages: Mapping[str, StageNode], root: Path, num_chunks: int = 2) -> dict[str, str]:
+def run_stages(
+    stages: Mapping[str, StageNode], root: Path, num_chunks: int = 2, *, dask_address: str | None = None
+) -> dict[str, str]:
     """Run the stages in the graph's order, independent ones in parallel; stage => name of its final state.
 
     Call it in a flow. Anything that interrupts the flow (a cancel, Ctrl-C) ends all commands first. A failed stage
-    raises after the stages that do not depend on it have ended.
+    raises after the stages that do not depend on it have ended. With the address of a Dask scheduler, chunks run on its
+    workers, at least `CHUNKS_PER_THREAD` for each of their threads.
     """
     root = root.resolve()
+    if dask_address:
+        num_chunks = max(num_chunks, CHUNKS_PER_THREAD * count_threads(dask_address, root))
     environment = build_environment(root, IMPRINT_FLOW_RUN_ID=str(flow_run.id or ""))
     processes = Processes(environment)
     futures: dict[str, PrefectFuture[Any]] = {}
+    all_chunks: list[PrefectFuture[Any]] = []
     try:
         for name, node in stages.items():
             upstream = [futures[parent] for parent in node.upstream if parent in futures]
-            chunks = _submit_chunks(node, root, processes=processes, num_chunks=num_chunks, upstream=upstream)
+            chunks = _submit_chunks(
+                node, root, processes=processes, num_chunks=num_chunks, dask_address=dask_address, upstream=upstream
+            )
+            all_chunks += chunks
             stage_task: Any = run_stage.with_options(
                 name=name,
                 task_run_name=name,
@@ -55,7 +64,7 @@ def run_stages(stages: Mapping[str, StageNode], root: Path, num_chunks: int = 2)
     except BaseException:
         processes.stop()
         raise
-    return _collect_states(futures)
+    return _collect_states(futures, all_chunks)
 
 
 def _may_retry(_task: Any, _task_run: Any, state: State) -> bool:
@@ -86,31 +95,24 @@ def find_stale(node: StageNode, root: Path, processes: Processes) -> bool:
     return processes.run(node.name, restore, cwd=root, timeout_s=node.hints.timeout_s, on_line=lines.append) != 0
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
-def run_chunk(node: StageNode, processes: Processes, *, chunk: str, stale: bool) -> State | None:
-    """Fill the stage's work folder for one share of the clips; the stage itself then only assembles."""
-    if not stale:
-        return Completed(name="Skipped", message="the stage is up to date")
-    command = ["sh", "-c", f"{node.command} --chunk {shlex.quote(chunk)}"]
-    log = get_run_logger()
-    code = processes.run(
-        node.name, command, cwd=node.working_dir, timeout_s=node.hints.timeout_s, on_line=lambda line: log.info(line)
-    )
-    if code != 0:
-        raise StageFailedError(node.name, "unknown", f"chunk {chunk} ended with exit code {code}")
-    return None
-
-
 def _submit_chunks(
-    node: StageNode, root: Path, *, processes: Processes, num_chunks: int, upstream: list[PrefectFuture[Any]]
+    node: StageNode,
+    root: Path,
+    *,
+    processes: Processes,
+    num_chunks: int,
+    dask_address: str | None,
+    upstream: list[PrefectFuture[Any]],
 ) -> list[PrefectFuture[Any]]:
     if node.hints.fanout is None:
         return []
-    count = max(1, min(num_chunks, MAX_CHUNKS))
     check: Any = find_stale.with_options(task_run_name=f"{node.name}?")
     stale = check.submit(node, root, processes, wait_for=upstream)
+    if dask_address:
+        spread: Any = run_chunks.with_options(task_run_name=f"{node.name} on Dask")
+        return [spread.submit(node, root, processes, address=dask_address, count=num_chunks, stale=stale)]
     chunk_task: Any = run_chunk.with_options(name=f"{node.name}-chunk", task_run_name=f"{node.name} {{chunk}}")
-    return [chunk_task.submit(node, processes, chunk=f"{i}/{count}", stale=stale) for i in range(1, count + 1)]
+    return [chunk_task.submit(node, processes, chunk=chunk, stale=stale) for chunk in list_chunks(num_chunks)]
 
 
 def _repro(node: StageNode, root: Path, processes: Processes) -> State:
@@ -148,10 +150,10 @@ def _read_failure(stage: str, record: Path, lines: list[str]) -> StageFailedErro
     return StageFailedError(stage, "unknown", next((line for line in reversed(lines) if line), "no output"))
 
 
-def _collect_states(futures: Mapping[str, PrefectFuture[Any]]) -> dict[str, str]:
-    """State names of all stages; the first failure is raised."""
+def _collect_states(futures: Mapping[str, PrefectFuture[Any]], chunks: list[PrefectFuture[Any]]) -> dict[str, str]:
+    """State names of all stages; the first failure of a chunk or a stage is raised."""
     states = {name: future.state for name, future in futures.items()}
-    for state in states.values():
+    for state in [*(future.state for future in chunks), *states.values()]:
         if state.is_failed() or state.is_crashed():
             state.result(raise_on_failure=True)
     left_out = [name for name, state in states.items() if not state.is_completed()]

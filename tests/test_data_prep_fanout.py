@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
-from data_prep.fanout import parse_chunk
+from data_prep.fanout import Job, Product, make_products, parse_chunk
 from data_prep.frames import stage as frames_stage
 from data_prep.frames.stage import run_extract_frames
 from data_prep.ingest.stage import run_ingest
@@ -19,10 +22,13 @@ from data_prep.masks.stage import run_segment_objects
 from data_prep.pairs import stage as pairs_stage
 from data_prep.pairs.stage import run_mine_pairs
 from data_prep.shards import stage as shards_stage
+from data_prep.tars import read_tar
 from imprint.core.errors import InputError
 from imprint.core.params import Params
+from imprint.core.records import FrameRecord, Rejection, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
+PRODUCT_FILES = (("records", FrameRecord), ("ledger", Rejection))
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
@@ -94,6 +100,40 @@ def test_a_fresh_clone_takes_its_products_from_the_pulled_outs(prepared, tmp_pat
     run_extract_frames(clip_params, root, chunk="1/1")
     products = [read_tree(folder / "work/extract_frames/clips") for folder in (root, prepared)]
     assert products[0] == products[1]
+
+
+def test_two_that_make_the_same_product_at_once_do_no_harm(prepared, tmp_path):
+    """As a worker does that is presumed dead, and the one that has its chunk now."""
+    source = next(path for path in sorted((prepared / "work/extract_frames/clips").iterdir()))
+    rows, ledger = (load_records(source / f"{name}.parquet", kind) for name, kind in PRODUCT_FILES)
+    product = Product(list(read_tar(source / "product.tar").items()), rows, ledger)
+    both_are_at_work = threading.Barrier(2, timeout=60)
+
+    def make(_argument: object) -> Product[FrameRecord]:
+        both_are_at_work.wait()
+        return product
+
+    job = Job(clip_id="clip", folder=tmp_path / "clips" / source.name, kind=FrameRecord, make=make, argument=None)
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(make_products, [job], "clips", 1) for _ in range(2)]:
+            future.result()
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == [source.name]
+    assert read_tree(job.folder) == read_tree(source)
+
+
+def test_the_limit_of_worker_processes_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMPRINT_MAX_WORKERS", "1")
+    makers = []
+
+    def make(_argument: object) -> Product[FrameRecord]:
+        makers.append(os.getpid())
+        return Product([], [], [])
+
+    jobs = [
+        Job(clip_id=name, folder=tmp_path / name, kind=FrameRecord, make=make, argument=None) for name in ("a", "b")
+    ]
+    make_products(jobs, "clips", workers=4)
+    assert makers == [os.getpid()] * 2
 
 
 def test_settings_of_the_run_alone_keep_the_products_and_others_do_not(videos, tmp_path, clip_params):

@@ -20,7 +20,7 @@ ROWS = (
     {"serving", "cli", "__main__"},
 )
 LEAVES = {"imprint.core", "imprint.segmentation"}
-HEAVY = ("torch", "mlflow", "prefect", "dvc", "diffusers", "transformers", "rembg", "onnxruntime", "decord")
+HEAVY = ("torch", "mlflow", "prefect", "dask", "dvc", "diffusers", "transformers", "rembg", "onnxruntime", "decord")
 
 
 def find_package(module: str) -> str:

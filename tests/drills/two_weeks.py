@@ -144,7 +144,11 @@ def play(operation: Operation, inbox: Path) -> None:
     expect("second night", operation.deploy("prepare-data/nightly", inbox=str(inbox)), "Completed")
     expect("the data branch grew", operation.tip(DATA_BRANCH) != before, True)
     expect("retrain 2", operation.deploy("retrain/weekly"), "Completed")
-    expect("clips in the clone", len(list((operation.root / CLONES / "weekly/videos").glob("*.mp4"))), SINGLE_CLIPS + NEW_CLIPS)
+    expect(
+        "clips in the clone",
+        len(list((operation.root / CLONES / "weekly/videos").glob("*.mp4"))),
+        SINGLE_CLIPS + NEW_CLIPS,
+    )
     print({key: value for key, value in operation.tags("2").items() if "gate" in key})
     expect("gate of version 2", operation.tags("2")["imprint.gate.outcome"], "promote")
     operation.wait_for_promotions(2)
