@@ -11,6 +11,7 @@ import pytest
 from flows.clone import refresh_clone
 from flows.versions import (
     DATA_BRANCH,
+    SyncResult,
     TransferError,
     checkout_data,
     commit_results,
@@ -142,6 +143,17 @@ def test_the_retraining_clone_has_committed_code_and_last_nights_data(project: P
     (clone / "dvc.lock").write_text("left by an earlier run")
     assert refresh_clone(project, "weekly") == clone
     assert "stages:" in (clone / "dvc.lock").read_text()
+
+
+def test_an_imported_data_set_is_brought_up_to_date(project: Path) -> None:
+    elsewhere = project.parent / "elsewhere"
+    (project / "videos").rename(elsewhere)
+    run(project, "dvc", "remove", "videos.dvc")
+    run(project, "dvc", "import-url", "--quiet", str(elsewhere), "videos")
+    assert sync_videos(project) == SyncResult("remote")
+    (elsewhere / "three.mp4").write_text("three")
+    assert sync_videos(project) == SyncResult("remote", ("videos",))
+    assert (project / "videos" / "three.mp4").read_text() == "three"
 
 
 def test_mistakes_are_named(project: Path) -> None:
