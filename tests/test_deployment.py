@@ -85,6 +85,7 @@ def test_all_deployments_are_there_and_up_again_starts_nothing(project: Path, se
     assert described == DEPLOYMENTS
     assert all(one["concurrency_options"]["collision_strategy"] == "CANCEL_NEW" for one in found)
     assert str(project) not in json.dumps([one["pull_steps"] for one in found])
+    wait_until(lambda: find_scheduled(servers) == {"prepare-data", "retrain"}, "the schedules give runs")
     before = find_running(project)
     assert find_environment(project).items() <= servers.items()
     up(project)
@@ -177,6 +178,12 @@ def finish(environment: dict[str, str], deployment: str, number: int) -> list[st
     wait_until(is_done, f"{deployment} ends", timeout_s=800)
     assert not [state["message"] for state in states if state["type"] in ("FAILED", "CRASHED")]
     return [state["name"] for state in states]
+
+
+def find_scheduled(environment: dict[str, str]) -> set[str]:
+    """Flows with runs that their deployments' schedules have made."""
+    flows = {flow["id"]: flow["name"] for flow in ask(environment, "flows", {})}
+    return {flows[one["flow_id"]] for one in ask(environment, "flow_runs", {}) if one["auto_scheduled"]}
 
 
 def find_champion(project: Path) -> str | None:
