@@ -36,7 +36,10 @@ def refresh_clone(home: Path, name: str) -> Path:
 
 
 def _share_dvc_settings(home: Path, folder: Path) -> None:
-    """The cache of `home`, and its local settings, which hold what no commit should: a remote's secrets."""
+    """The cache of `home`; its local settings, which hold what no commit should, such as a remote's secrets; and its
+    remotes that are folders, which may be named relative to `home`."""
+    from dvc.repo import Repo
+
     local = home / ".dvc" / "config.local"
     copy = folder / ".dvc" / "config.local"
     copy.unlink(missing_ok=True)
@@ -44,6 +47,11 @@ def _share_dvc_settings(home: Path, folder: Path) -> None:
         copy.write_bytes(local.read_bytes())
         copy.chmod(0o600)
     run_tool(folder, "dvc", "cache", "dir", "--local", str(home / ".dvc" / "cache"))
+    with Repo(str(home)) as repo:
+        urls = {name: str(remote["url"]) for name, remote in repo.config["remote"].items()}
+    for name, url in urls.items():
+        if Path(url).is_absolute():
+            run_tool(folder, "dvc", "remote", "modify", "--local", name, "url", url)
 
 
 if __name__ == "__main__":

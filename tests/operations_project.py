@@ -84,7 +84,7 @@ def build_operations_project(folder: Path) -> Path:
         run(root, "git", "config", key, value)
     run(root, "dvc", "init", "--quiet")
     shutil.copy(ROOT / ".dvc" / "config", root / ".dvc")
-    run(root, "dvc", "remote", "add", "--quiet", "--default", "store", str(folder / "remote"))
+    run(root, "dvc", "remote", "add", "--quiet", "--default", "store", "../remote")
     run(root, "dvc", "add", "--quiet", "videos")
     commit_all(root, "First data set")
     return root
