@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PARAMS ?=
+PREFECT_PORT ?= 4200
+MLFLOW_PORT ?= 5000
 WORLD ?= work/world
 VARIANT ?= scalar_rgb
 INSTALLED := .venv/.installed
@@ -12,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test drill world base base-cpu base-more lint format lock render clean
+.PHONY: help install demo test up down drill drill-operations world base base-cpu base-more lint format lock render clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +34,15 @@ demo: $(INSTALLED)  ## The whole pipeline on the demo clips (PARAMS=params/smoke
 test: $(INSTALLED)  ## The tests
 	@python flows/preflight.py
 	python -m pytest
+
+up: $(INSTALLED)  ## Prefect, workers and MLflow on loopback, with all deployments (PREFECT_PORT=4200 MLFLOW_PORT=5000)
+	@python -m flows up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
+
+down: $(INSTALLED)  ## End what `make up` started here, and nothing else
+	@python -m flows down
+
+drill-operations: $(INSTALLED)  ## Two weeks of operation against real servers: better, worse, rollback (some minutes)
+	python -m tests.drills.two_weeks
 
 drill: $(INSTALLED)  ## Kill both trainings in the middle and compare the models' bytes (some minutes)
 	python -m tests.drills.kill_and_resume

@@ -45,10 +45,29 @@ def run(
         str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that works on the clips.")
     ] = None,
 ) -> None:
-    """Run a flow with Prefect, here, against the server of PREFECT_API_URL."""
+    """Run a flow with Prefect, here, against the server of PREFECT_API_URL or of `imprint up`."""
     from flows.commands import run_flow
 
     run_flow(flow, dask)
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Of the Prefect server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Of the MLflow server.")] = 5000,
+) -> None:
+    """Start Prefect server, MLflow server and workers on loopback, with all deployments; say where they are."""
+    from flows.commands import start_servers
+
+    start_servers(Path("."), prefect_port=prefect_port, mlflow_port=mlflow_port)
+
+
+@app.command()
+def down() -> None:
+    """End what `up` started in this folder, and nothing else."""
+    from flows.servers import down as end_servers
+
+    print("ended: " + (", ".join(end_servers(Path("."))) or "nothing was running"))
 
 
 @app.command()

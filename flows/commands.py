@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -15,9 +16,12 @@ def run_flow(name: str, dask_address: str | None = None) -> None:
     """Run a named flow in this process, its chunks on the Dask cluster if one is named. `InputError` without a server:
     the temporary one that Prefect would start hangs after Ctrl-C."""
     if not os.environ.get("PREFECT_API_URL"):
+        from flows.servers import find_environment
+
+        os.environ.update(find_environment(Path(".")))
+    if not os.environ.get("PREFECT_API_URL"):
         raise InputError(
-            "PREFECT_API_URL is not set; start a server with `prefect server start` and export "
-            "PREFECT_API_URL=http://127.0.0.1:4200/api, or run `dvc repro`, which needs none"
+            "there is no Prefect server: `make up` starts one, PREFECT_API_URL names another; `dvc repro` needs none"
         )
     from flows import pipelines
 
@@ -36,6 +40,17 @@ def run_flow(name: str, dask_address: str | None = None) -> None:
         flows[name](dask_address=dask_address)
     else:
         raise InputError(f"--dask: flow {name} does not work on clips; use it with prepare-data or all")
+
+
+def start_servers(root: Path, *, prefect_port: int, mlflow_port: int) -> None:
+    """Start them and say where they are, and what a shell needs to reach them."""
+    from flows.servers import up
+
+    environment = up(root, prefect_port=prefect_port, mlflow_port=mlflow_port)
+    api_url = environment["PREFECT_API_URL"]
+    print(f"Prefect  {api_url.removesuffix('/api')}\nAPI      {api_url}\nMLflow   {environment['MLFLOW_TRACKING_URI']}")
+    names = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI")
+    print("For this shell:\n  export " + " ".join(f"{name}={shlex.quote(environment[name])}" for name in names))
 
 
 def print_models(root: Path) -> None:

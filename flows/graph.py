@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,18 +33,22 @@ class StageNode:
     working_dir: Path
     upstream: tuple[str, ...]
     hints: StageHints
+    has_remote: bool = False  # whether DVC has a default remote, where the outputs may be
 
 
 def read_graph(root: Path) -> dict[str, StageNode]:
-    """All stages of the project by name, each after its upstream stages."""
+    """All stages of the project by name, each after its upstream stages. Data sets (`.dvc` files) are none."""
     import networkx
     from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
     with Repo(str(root)) as repo:
-        graph = repo.index.graph  # edges point from a stage to what it depends on
+        whole = repo.index.graph  # edges point from a stage to what it depends on
+        graph = whole.subgraph(stage for stage in whole if isinstance(stage, PipelineStage))
         order = list(networkx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing))
         nodes = [_build_node(stage, sorted(dep.name for dep in graph.successors(stage)), root) for stage in order]
-    return {node.name: node for node in nodes}
+        has_remote = bool(repo.config["core"].get("remote"))
+    return {node.name: replace(node, has_remote=has_remote) for node in nodes}
 
 
 def select_upstream(graph: dict[str, StageNode], names: Iterable[str]) -> dict[str, StageNode]:

@@ -7,6 +7,7 @@ DVC decides what is stale; Prefect gives order, states, retries and timeouts. A 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from flows.processes import Processes, StageFailedError, build_environment
 
 _SKIPPED_MARK = "didn't change, skipping"
 _RESTORED_MARK = "is cached - skipping run"
+_RESTORE = Path(__file__).with_name("restore.py")
 _GPU = threading.Lock()
 
 
@@ -82,11 +84,15 @@ def run_stage(node: StageNode, root: Path, processes: Processes) -> State:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def find_stale(node: StageNode, root: Path, processes: Processes) -> bool:
-    """Whether DVC would run the stage: chunks of one that it would skip need not be looked at."""
+    """Whether DVC would run the stage: chunks of one that it would skip or restore need not be looked at."""
     lines: list[str] = []
     command = ["dvc", "status", "--json", node.address]
     code = processes.run(node.name, command, cwd=root, timeout_s=600.0, on_line=lines.append)
-    return code != 0 or lines[-1:] != ["{}"]
+    if code == 0 and lines[-1:] == ["{}"]:
+        return False
+    pull = ["--pull"] if node.has_remote else []
+    restore = [sys.executable, "-I", str(_RESTORE), node.name, *pull]
+    return processes.run(node.name, restore, cwd=root, timeout_s=node.hints.timeout_s, on_line=lines.append) != 0
 
 
 def _submit_chunks(
@@ -119,7 +125,8 @@ def _repro(node: StageNode, root: Path, processes: Processes) -> State:
         lines.append(line)
         log.info(line)
 
-    command = ["dvc", "--wait-for-lock", "repro", "-s", node.address]
+    pull = ["--pull"] if node.has_remote else []
+    command = ["dvc", "--wait-for-lock", "repro", *pull, "-s", node.address]
     code = processes.run(node.name, command, cwd=root, timeout_s=node.hints.timeout_s, on_line=on_line)
     if code != 0:
         raise _read_failure(node.name, record, lines)
@@ -149,4 +156,7 @@ def _collect_states(futures: Mapping[str, PrefectFuture[Any]], chunks: list[Pref
     for state in [*(future.state for future in chunks), *states.values()]:
         if state.is_failed() or state.is_crashed():
             state.result(raise_on_failure=True)
+    left_out = [name for name, state in states.items() if not state.is_completed()]
+    if left_out:  # no failure of a stage: a chunk of clips failed before it
+        raise StageFailedError(left_out[0], "unknown", "did not run, since a task before it failed; see its log above")
     return {name: state.name or state.type.value for name, state in states.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,10 @@ def test_states_parallel_stages_fanout_and_retries(server: dict[str, str], tmp_p
     assert (root / "end.txt").read_text() == "base\n1of3 2of3 3of3"
     (root / "left.txt").unlink()
     assert run_toy(root, server) == {"base": "Skipped", "left": "Restored", "right": "Skipped", "end": "Skipped"}
+    (root / "right.txt").unlink()
+    shutil.rmtree(root / "work")  # a chunk would make it anew
+    assert run_toy(root, server) == {"base": "Skipped", "left": "Skipped", "right": "Skipped", "end": "Skipped"}
+    assert not (root / "work" / "right").exists()
 
 
 def test_other_failures_are_not_retried_and_end_what_depends_on_them(server: dict[str, str], tmp_path: Path) -> None:
