@@ -31,7 +31,7 @@ DOC = Path(__file__).parents[1] / "docs" / "data_format.md"
 
 def draw(seed: int, turn: float) -> tuple[np.ndarray, np.ndarray]:
     """Picture of one turning object, and where it is."""
-    image = draw_frame(seed, [(48, 48, turn)])
+    image = draw_frame(seed, [(48, 48, turn)], style=seed)
     return image, np.ptp(image, axis=2) > 60
 
 

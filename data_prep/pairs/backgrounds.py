@@ -40,13 +40,15 @@ class Backgrounds:
 def shrink_background(image: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One frame's row of `Backgrounds` from RGB uint8 [h, w, 3] and bool [h, w], true on any object.
 
-    A pixel of the thumbnail is free if it and its neighbours hold next to nothing of an object.
+    No colour of an object enters. A pixel is free if it and its neighbours hold next to nothing of one.
     """
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    covered = cv2.resize(objects.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.02
-    free = cv2.dilate(covered.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0
-    return cv2.GaussianBlur(small, (0, 0), BLUR_PX), free
+    outside = (~objects).astype(np.uint8)
+    small = cv2.resize((image * outside[..., None]).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    weight = cv2.resize(outside.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    small, spread = (cv2.GaussianBlur(values, (0, 0), BLUR_PX) for values in (small, weight))
+    free = cv2.erode((weight > 0.98).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    return small / np.maximum(spread, 1e-3)[..., None], free
 
 
 def compute_changed_share(frames: Backgrounds, pairs: np.ndarray) -> np.ndarray:

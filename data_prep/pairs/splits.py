@@ -19,11 +19,11 @@ def assign_splits(clusters: Sequence[Sequence[str]], params: MinePairs) -> dict[
     """Split of each clip; a cluster is never divided.
 
     A cluster's place in [0, 1) is the lowest of its clips' places, each a digest of the seed and the clip's content.
-    Places from 1 - test on (`split_share`) are `test`, those from 1 - test - val on `val`, the others `train`. So a clip
-    that is added moves no other one, unless it joins clusters. Chance is kept within bounds, from the highest place
-    down: `test` and `val` take no cluster that would bring them over 1.5 times their share of the clips, and take the
-    next one, whatever its place, until they have half their share and `min_clips_per_split`. `InputError` if a split
-    stays below `min_clips_per_split`.
+    Places from 1 - test on (`split_share`) are `test`, those from 1 - test - val on `val`, the others `train`. So an
+    added clip moves no other one, unless it joins clusters. Chance is kept within bounds, from the highest place down:
+    `test` and `val` take no cluster that would bring them over 1.5 times their share of the clips, and take the next
+    one, whatever its place, until they have half their share and `min_clips_per_split`. `InputError` if a split stays
+    below `min_clips_per_split`.
     """
     num_clips = sum(map(len, clusters))
     result: dict[str, Split] = {}
