@@ -30,7 +30,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> Pat
 
 
 def draw_frame(seed: int, poses: Sequence[Pose], style: int = 0, radius_px: int = 20, grey: int = 120) -> np.ndarray:
-    """Textured grey background by `seed`, and a turning object of one `style` at each pose: stripes, from 3 on chequers."""
+    """Textured grey background by `seed`, and a turning object of one `style` at each pose; stripes, or chequers."""
     noise = np.random.default_rng(seed).normal(0, 25, (SIZE_PX // 4, SIZE_PX // 4)).astype(np.float32)
     wall = grey + cv2.resize(noise, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_CUBIC)
     image = np.repeat(np.clip(wall, 0, 255).astype(np.uint8)[..., None], 3, axis=2)

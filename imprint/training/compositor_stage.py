@@ -10,7 +10,7 @@ from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import ImprintModel, build_model, load_card, load_part
 from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
-from imprint.training.pretrain_stage import CODE, FRESH, SHARDS
+from imprint.training.pretrain_stage import CODE, FRESH, SHARDS, collect_sources
 from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask
 
@@ -27,12 +27,13 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
     start = [] if section.init_unet == FRESH else [Path(section.init_unet)]
     run = open_stage(STAGE, section, [SHARDS, ENCODER, *start], CODE, root)
     with work_on(run, root) as tracker:
+        reader = ShardReader(root / SHARDS)
         model = build_start(root, seed=section.seed, init_unet=section.init_unet)
         recorded = load_card(root / ENCODER)["digests"]
         state = train_model(
             model,
             CompositingTask(section),
-            reader=ShardReader(root / SHARDS),
+            reader=reader,
             params=section,
             from_scratch=False,
             train_middle_block=True,
@@ -40,7 +41,12 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
             tracker=tracker,
         )
         check_digest("backbone", model.backbone, recorded=recorded["backbone"], source=f"{ENCODER}/imprint.json")
-        extra = {"encoder_digests": recorded, "condition_on_level": section.condition_on_level}
+        models = [ENCODER.as_posix()] + ([] if section.init_unet == FRESH else [section.init_unet])
+        extra = {
+            "encoder_digests": recorded,
+            "condition_on_level": section.condition_on_level,
+            "sources": collect_sources(reader, models, root),
+        }
         publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
         tracker.log_model(kind="compositor", directory=root / OUT, metrics=get_final_metrics(state))
 

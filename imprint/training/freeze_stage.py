@@ -18,6 +18,7 @@ from imprint.core.stage import open_stage
 from imprint.data import ShardReader, check_sizes, select_pairs, spread_pairs
 from imprint.models import Preset, load_card, load_encoder, load_model, save_model
 from imprint.models.checkpoint import ENCODER_PARTS
+from imprint.models.sources import list_sources
 
 STAGE = "freeze_encoder"
 CODE = ("imprint.core", "imprint.data", "imprint.models", "imprint.training")
@@ -29,7 +30,8 @@ def run_freeze_encoder(params: Params, root: Path = Path(".")) -> None:
     run = open_stage(STAGE, params.freeze_encoder, [SHARDS, PRETRAINED], CODE, root)
     model = load_model(root / PRETRAINED)
     export = run.work_dir / "export"
-    extra = {"pretrained_digests": load_card(root / PRETRAINED)["digests"]}
+    card = load_card(root / PRETRAINED)
+    extra = {"pretrained_digests": card["digests"], "sources": list_sources(root / PRETRAINED, PRETRAINED.as_posix())}
     save_model(model, export, stage=STAGE, extra=extra, parts=ENCODER_PARTS)
     reader = ShardReader(root / SHARDS)
     count = params.freeze_encoder.verify_pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from imprint.core.errors import InputError
@@ -9,6 +10,7 @@ from imprint.core.params import Params, PretrainEncoder
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import PRESETS, ImprintModel, build_model, load_model
+from imprint.models.sources import Source, list_sources, merge_sources
 from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import IdentityTask
 
@@ -34,20 +36,28 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
     from_scratch = section.init == FRESH
     run = open_stage(STAGE, section, [SHARDS] if from_scratch else [SHARDS, Path(section.init)], CODE, root)
     with work_on(run, root) as tracker:
-        model = build_start(section, root)
+        model, reader = build_start(section, root), ShardReader(root / SHARDS)
         state = train_model(
             model,
             IdentityTask(section),
-            reader=ShardReader(root / SHARDS),
+            reader=reader,
             params=section,
             from_scratch=from_scratch,
             train_middle_block=section.train_middle_block,
             run=run,
             tracker=tracker,
         )
-        trained = "all (from scratch)" if from_scratch else "decoder"
-        publish_model(model, stage=STAGE, state=state, extra={"unet_trained": trained}, run=run, target=root / OUT)
+        extra = {
+            "unet_trained": "all (from scratch)" if from_scratch else "decoder",
+            "sources": collect_sources(reader, [] if from_scratch else [section.init], root),
+        }
+        publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
         tracker.log_model(kind="encoder", directory=root / OUT, metrics=get_final_metrics(state))
+
+
+def collect_sources(reader: ShardReader, models: Sequence[str], root: Path) -> list[Source]:
+    """What a model learns from: the shards' sources, and those of the models that it starts from."""
+    return merge_sources([reader.sources, *(list_sources(root / model, model) for model in models)])
 
 
 def build_start(section: PretrainEncoder, root: Path) -> ImprintModel:
