@@ -13,7 +13,7 @@ MIN_COMMON_SHARE = 0.2  # of the frame that must be free of objects in both fram
 MIN_SPREAD = 8.0  # grey levels: below it a background is plain, and plain backgrounds do not name a place
 CHANGED_LEVELS = 16.0  # grey levels of the blurred thumbnail
 FEATURE_SIDE_PX = 512
-MAX_FEATURES = 400
+MAX_FEATURES = 600
 MATCH_RATIO = 0.8  # Lowe's: the best match is that much nearer than the second best
 MAX_ERROR_PX = 4.0
 

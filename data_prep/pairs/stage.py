@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.ledger import check_share, print_counts, save_ledger
 from data_prep.pairs.duplicates import find_clusters, find_links, measure_leak
-from data_prep.pairs.mining import choose_pairs
+from data_prep.pairs.mining import KINDS_OF_ORDER, choose_pairs
 from data_prep.pairs.splits import SPLITS, STAGE, assign_splits, check_counts
 from data_prep.pairs.views import ClipViews, compute_box_share, load_clip
 from imprint.core.files import write_json_atomic
@@ -63,7 +63,8 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
         rejections += left_out
     save_ledger(STAGE, rejections, root)
     print_counts(STAGE, f"{len(pairs)} pairs of {len(usable)} clips ({describe_counts(pairs)})", rejections)
-    for kind in [kind for kind, limit in section.max_pairs_per_track.items() if limit]:
+    possible = {kind for clip in clips for kind in KINDS_OF_ORDER[orders[clip.clip_id]]}
+    for kind in [kind for kind, limit in section.max_pairs_per_track.items() if limit and kind in possible]:
         counts: Counter[Split] = Counter(pair.split for pair in pairs if pair.kind == kind)
         check_counts(f"{kind} pairs", counts, section.min_pairs_per_split, "min_pairs_per_split")
     save_records(root / OUT, PairRecord, sorted(pairs, key=_sort_key))
