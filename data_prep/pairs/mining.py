@@ -45,7 +45,7 @@ def choose_pairs(
 
     Each track gives at most `max_pairs_per_track` of a kind, and all of them together `max_pairs_per_clip`.
     """
-    kinds = [kind for kind in PAIR_KINDS if kind in KINDS_OF_ORDER[order]]
+    kinds: list[PairKind] = [kind for kind in PAIR_KINDS if kind in KINDS_OF_ORDER[order]]
     found = [find_candidates(track, clip, params, kinds) for track in clip.tracks]
     pairs, rejections = [], [row for candidates in found for row in candidates.rejections]
     for kind in kinds:
