@@ -82,7 +82,7 @@ def test_over_http_a_view_is_one_request_for_its_own_bytes(synthetic_shards: Pat
     local = ShardReader(synthetic_shards)
     with serve(synthetic_shards) as (url, sent):
         remote = ShardReader(url)
-        assert sorted(name for name, _ in sent) == ["pairs.parquet", "views.parquet"]
+        assert sorted(name for name, _ in sent) == ["licences.json", "pairs.parquet", "views.parquet"]
         sent.clear()
         pair = next(pair for pair in local.pairs if pair.kind == "single")
         assert_same(remote.read_pair(pair)[0], local.read_pair(pair)[0])
