@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -211,7 +212,7 @@ def test_scenes_are_spread_over_shots_and_limited():
 # --- splits ---------------------------------------------------------------------------------------------------------
 
 
-def count_clips(splits: dict[str, str]) -> Counter[str]:
+def count_clips(splits: Mapping[str, str]) -> Counter[str]:
     return Counter(splits.values())
 
 
