@@ -42,7 +42,7 @@ def segment_objects(chunk: Chunk = None) -> None:
 
 @app.command()
 def mine_pairs() -> None:
-    """Choose training pairs and split them by clip."""
+    """Choose training pairs and split them by clusters of near-duplicate clips."""
     from data_prep.pairs.stage import run_mine_pairs
 
     _run("mine_pairs", run_mine_pairs)
@@ -62,7 +62,7 @@ def validate(path: str) -> None:
     from data_prep.validate import validate_source
 
     try:
-        page, usable = validate_source(path, load_params().ingest)
+        page, usable = validate_source(path, load_params())
     except InputError as error:
         print(f"validate: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -16,7 +16,7 @@ import numpy as np
 
 from demo.archive import write_tar
 from demo.catalogue import HELD_OUT_SEEDS
-from imprint.core.files import publish_dir
+from imprint.core.files import publish_dir, write_json_atomic
 from imprint.core.pixels import decode_image, encode_image
 from imprint.core.records import PairKind, PairRecord, Split, ViewRecord, build_id, save_records
 
@@ -25,6 +25,7 @@ VAL_EVERY = 50  # of the training seeds
 NEAR_DEG = 80.0  # a pair is near when the views differ by no more
 NEAR_PER_VIEW, FAR_PER_VIEW = 4, 1
 SHARD_MB = 32.0
+SOURCE, LICENCE = "demo/training_world.py", "CC0-1.0"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def pack_world(folder: Path, target: Path, *, quality: int | None = None) -> dic
         count += len(part)
     save_records(scratch / "views.parquet", ViewRecord, rows)
     save_records(scratch / "pairs.parquet", PairRecord, pairs)
+    write_json_atomic(scratch / "licences.json", [{"source": SOURCE, "licence": LICENCE, "items": count}])
     publish_dir(scratch, target)
     shutil.rmtree(scratch)
     return {"objects": count, "views": len(rows), "pairs": len(pairs)}

@@ -14,7 +14,7 @@ import yaml
 from imprint.core.errors import InputError
 from imprint.core.files import write_bytes_atomic
 from imprint.core.params import load_params
-from imprint.models.sources import Source, fetch_source, find_cached, find_commit, is_folder, list_sources
+from imprint.models.sources import Source, fetch_source, find_cached, find_commit, is_folder, list_weights
 
 PARAMS = Path("params.yaml")
 _SECTION = ("pretrain_encoder", "weights")
@@ -30,10 +30,10 @@ def run_doctor(overlay: Path | None, *, download: bool, root: Path = Path(".")) 
     weights = load_params(root / PARAMS, overlay and root / overlay).pretrain_encoder.weights
     if download:
         files = [path for path in (overlay, PARAMS) if path is not None]
-        for source in list_sources(weights).values():
+        for source in list_weights(weights).values():
             download_source(source, [root / path for path in files], root)
         weights = load_params(root / PARAMS, overlay and root / overlay).pretrain_encoder.weights
-    sources = list_sources(weights).values()
+    sources = list_weights(weights).values()
     for what, found, remedy in [*list_machine_rows(root), *(describe_source(source, root) for source in sources)]:
         print(f"{what:<18} {found}" + (f"; {remedy}" if remedy else ""))
 

@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 
 from data_prep.shards.packing import ViewKey, encode_view, write_shard
+from imprint.core.files import write_json_atomic
 from imprint.core.params import PackShards
 from imprint.core.records import PairKind, PairRecord, Split, ViewRecord, build_id, save_records
 
 FRAME_PX = 96
 VIEWS_PER_CLIP = 4
 CLIPS: dict[Split, range] = {"train": range(4), "val": range(4, 7), "test": range(7, 10)}
+SOURCES = [{"source": "tests/synthetic.py", "licence": "CC0-1.0", "items": 10}]
 KINDS: tuple[PairKind, ...] = ("multiview", "video", "single")
 
 
@@ -46,6 +48,7 @@ def write_shards(
             pairs += [of_kind[index * len(of_kind) // limit] for index in range(limit)]
     save_records(directory / "views.parquet", ViewRecord, rows)
     save_records(directory / "pairs.parquet", PairRecord, pairs)
+    write_json_atomic(directory / "licences.json", SOURCES)
     return directory
 
 

@@ -171,6 +171,10 @@ def test_the_card_has_the_measured_numbers_and_the_command(base: Path) -> None:
     assert "`make it`" in text
     assert "3 steps of 4 samples, the first 1 at half the size" in text
     assert "{" not in text
+    assert "| demo/training_world.py | CC0-1.0 | 11 |" in text
+    assert load_card(base / "base")["sources"] == [
+        {"source": "demo/training_world.py", "licence": "CC0-1.0", "items": 11}
+    ]
 
 
 def test_run_again_it_trains_nothing_and_gives_the_same_weights(base: Path, params: Params, shards: Path) -> None:

@@ -19,11 +19,10 @@ from data_prep.pairs.stage import run_mine_pairs
 from data_prep.shards.stage import run_pack_shards
 from data_prep.validate import validate_source
 from flows.cli import app
-from imprint.core.errors import InputError
 from imprint.core.params import Params
 from imprint.core.pixels import save_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, PairRecord, Rejection, load_records
-from tests.video_clips import SIZE_PX, draw_frame
+from tests.video_clips import SIZE_PX, draw_frame, draw_turning, write_video
 
 STAGES = (run_ingest, run_extract_frames, run_segment_objects, run_mine_pairs, run_pack_shards)
 DOC = Path(__file__).parents[1] / "docs" / "data_format.md"
@@ -31,7 +30,7 @@ DOC = Path(__file__).parents[1] / "docs" / "data_format.md"
 
 def draw(seed: int, turn: float) -> tuple[np.ndarray, np.ndarray]:
     """Picture of one turning object, and where it is."""
-    image = draw_frame(seed, [(48, 48, turn)])
+    image = draw_frame(seed, [(48, 48, turn)], style=seed)
     return image, np.ptp(image, axis=2) > 60
 
 
@@ -148,7 +147,10 @@ def test_photo_sets_join_photos_of_one_folder_only(tmp_path, clip_params):
     assert list_reasons(tmp_path, "ingest") == {"unused_licence": 1}
     assert list_reasons(tmp_path, "extract_frames") == {"duplicate": 1, "undecodable": 1}
     licences = json.loads((tmp_path / "data/shards/licences.json").read_text())
-    assert licences == {"CC-BY-4.0": 1, clip_params.ingest.licence: 2}
+    assert licences == [
+        {"source": str(source), "licence": "CC-BY-4.0", "items": 1},
+        {"source": str(source), "licence": clip_params.ingest.licence, "items": 2},
+    ]
 
 
 def test_single_images_give_single_pairs(tmp_path, clip_params):
@@ -156,11 +158,60 @@ def test_single_images_give_single_pairs(tmp_path, clip_params):
     assert [pair.kind for pair in load_pairs(tmp_path)] == ["single"] * 3
 
 
-def test_two_layouts_in_one_source_are_named(tmp_path):
-    write_photo_sets(tmp_path)
-    write_images(tmp_path)
-    with pytest.raises(InputError, match=r"more than one layout: photo_sets \(3 folders.* and images \(3 pictures"):
-        find_layout(tmp_path, "ingest.source: here")
+def test_of_two_layouts_the_stricter_one_is_read_and_the_other_named(tmp_path, clip_params):
+    source = tmp_path / "source"
+    write_photo_sets(source)
+    write_images(source)
+    assert find_layout(source, "ingest.source: here")[0] == "photo_sets"
+    for number in range(3):  # a folder of videos with their previews beside them
+        write_video(source / f"thing{number}/clip.mp4", draw_turning(number, 10))
+    layout, _, others = find_layout(source, "ingest.source: here")
+    assert (layout, [name for name, _ in others]) == ("videos", ["photo_sets", "images"])
+    ingest = clip_params.ingest.model_copy(update={"source": str(source)})
+    run_ingest(clip_params.model_copy(update={"ingest": ingest}), tmp_path)
+    assert {clip.layout for clip in load_records(tmp_path / "data/clips.parquet", ClipRecord)} == {"videos"}
+    assert list_reasons(tmp_path, "ingest") == {"other_layout": 2}
+    page, _ = validate_source(str(source), clip_params)
+    assert "other_layout (2)" in page
+    assert "photo_sets: 3 folders with photos" in page
+    assert "read as videos" in page
+    write_davis(source)
+    assert find_layout(source, "ingest.source: here")[0] == "davis"
+
+
+def test_validate_counts_the_masks_that_later_filters_reject(tmp_path, clip_params):
+    source = write_davis(tmp_path / "source")
+    masks = source / "Annotations/480p"
+    whole = np.asarray(Image.open(masks / "v0/00001.png"))
+    bits = np.where(whole == 7, 7, 0)
+    bits[10:14, 10:14] = 3  # a second object, too small
+    save_ids(masks / "v0/00001.png", bits)
+    torn = np.where(whole == 7, 7, 0)
+    torn[:, 46:50] = 0
+    save_ids(masks / "v0/00002.png", torn)
+    cut = np.zeros_like(whole)
+    cut[:60, :50] = 7
+    save_ids(masks / "v1/00001.png", cut)
+    full = np.full_like(whole, 7)
+    save_ids(masks / "v2/00001.png", full)
+    page, usable = validate_source(str(source), clip_params)
+    assert usable
+    assert "objects   4, in 27 usable masks of 31" in page
+    for reason in ("too_small (1)", "in_pieces (1)", "border_contact (1)", "too_large (1)"):
+        assert page.count(reason) == 1
+
+
+def test_validate_says_which_licences_are_only_the_default(tmp_path, clip_params):
+    source = write_photo_sets(tmp_path / "source")
+    default = clip_params.ingest.licence
+    page, _ = validate_source(str(source), clip_params)
+    assert f"{default} (3); 3 not named in licences.csv: {default} is ingest.licence of params.yaml" in page
+    (source / "licences.csv").write_text("path_prefix,licence\nthing0,CC-BY-4.0\n")
+    page, _ = validate_source(str(source), clip_params)
+    assert f"CC-BY-4.0 (1), {default} (2); 2 not named" in page
+    (source / "licences.csv").write_text("path_prefix,licence\nthing0,CC-BY-4.0\n.,MIT\n")
+    page, _ = validate_source(str(source), clip_params)
+    assert "licences  CC-BY-4.0 (1), MIT (2)\n" in page
 
 
 def test_validate_names_the_layout_and_each_kind_of_problem_once(tmp_path, clip_params):
@@ -169,12 +220,12 @@ def test_validate_names_the_layout_and_each_kind_of_problem_once(tmp_path, clip_
         (source / "Annotations/480p" / name).write_bytes(b"no mask")
     save_ids(source / "Annotations/480p/v2/00000.png", np.zeros((SIZE_PX, 30)))
     before = sorted(tmp_path.rglob("*"))
-    page, usable = validate_source(str(source), clip_params.ingest)
+    page, usable = validate_source(str(source), clip_params)
     assert usable
     assert "layout    davis: folders JPEGImages and Annotations (DAVIS, 24" in page
     assert "items     3 usable of 3" in page
     assert "frames    27 usable" in page
-    assert "objects   3" in page
+    assert "objects   3, in 27 usable masks of 27" in page
     assert page.count("bad_mask (2)") == page.count("mask_size (1)") == 1
     assert sorted(tmp_path.rglob("*")) == before
 

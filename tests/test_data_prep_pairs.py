@@ -1,4 +1,4 @@
-"""Stage `mine_pairs`: how views differ, which pairs are chosen, and the split by clip."""
+"""Stage `mine_pairs`: how views differ, which pairs are chosen and why others are not."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.pairs.mining import choose_spread, split_clips
+from data_prep.pairs.mining import choose_pairs, choose_spread, draw_pairs, find_candidates, share_out
 from data_prep.pairs.stage import run_mine_pairs, select_views
-from data_prep.pairs.views import compute_view_change
+from data_prep.pairs.views import ClipViews, build_patterns, compute_view_change, load_clip
 from imprint.core.errors import InputError
 from imprint.core.params import MinePairs, Params, load_params
 from imprint.core.prepare import crop_object
-from imprint.core.records import MaskRecord, PairRecord, Rejection, load_records
+from imprint.core.records import FrameRecord, MaskRecord, PairRecord, Rejection, load_records
 from tests.video_clips import draw_frame
 
 PARAMS: MinePairs = load_params(Path(__file__).parents[1] / "params.yaml").mine_pairs
@@ -28,12 +28,17 @@ def crop_thumbnail(turn: float, style: int = 0, gain: float = 1.0, y: float = 48
     return crop_object((image * gain).astype(np.uint8), mask, 32)
 
 
+def measure(thumbnails: np.ndarray) -> np.ndarray:
+    patterns = build_patterns(thumbnails)
+    return compute_view_change(patterns, patterns)
+
+
 # --- the measure ----------------------------------------------------------------------------------------------------
 
 
 def test_view_change_is_a_distance_in_0_1_that_is_0_for_the_same_view():
     views = np.stack([crop_thumbnail(turn) for turn in (0.0, 0.3, 1.0, 2.0)])
-    change = compute_view_change(views)
+    change = measure(views)
     np.testing.assert_allclose(change, change.T, atol=1e-5)
     np.testing.assert_allclose(np.diag(change), 0.0, atol=1e-5)
     assert change.min() >= 0.0
@@ -48,7 +53,7 @@ def test_view_change_sees_a_turn_but_not_a_shift_a_distance_or_the_light():
         crop_thumbnail(0.3, gain=0.6),
     ]
     turned = [crop_thumbnail(turn) for turn in (0.5, 0.8, 1.4)]
-    change = compute_view_change(np.stack(same + turned))[0]
+    change = measure(np.stack(same + turned))[0]
     assert max(change[2], change[3]) < 0.25
     assert change[1] < 0.1
     assert change[4] < change[5] < change[6]
@@ -98,42 +103,87 @@ def test_pairs_keep_their_limits(prepared, clip_params: Params):
     assert Counter(pair.kind for pair in pairs)["multiview"] > 200
 
 
-def test_views_along_the_border_are_left_out_with_a_row(prepared):
+def load_frames(root: Path) -> dict[str, dict[int, FrameRecord]]:
+    frames: dict[str, dict[int, FrameRecord]] = {}
+    for frame in load_records(root / "data/frames/index.parquet", FrameRecord):
+        frames.setdefault(frame.clip_id, {})[frame.sample_index] = frame
+    return frames
+
+
+def load_first_clip(root: Path) -> ClipViews:
+    """The first clip with a single object."""
+    masks = load_records(root / "data/masks/index.parquet", MaskRecord)
+    tracks = Counter({(row.clip_id, row.track): 1 for row in masks})
+    alone = Counter(clip_id for clip_id, _ in tracks)
+    clip_id = next(clip_id for clip_id, count in sorted(alone.items()) if count == 1)
+    return load_clip(clip_id, [[row for row in masks if row.clip_id == clip_id]], load_frames(root)[clip_id], root)
+
+
+def test_views_along_the_border_and_small_ones_are_left_out_with_a_row(prepared):
     masks = load_records(prepared / "data/masks/index.parquet", MaskRecord)
     first = [row for row in masks if row.clip_id == masks[0].clip_id]
     lonely = dataclasses.replace(first[0], track=9)
     rows = [dataclasses.replace(row, border_contact=0.2 if number < 3 else 0.1) for number, row in enumerate(first)]
-    usable, rejections = select_views([*rows, lonely], PARAMS, {first[0].clip_id: "time"})
-    assert usable == {first[0].clip_id: [rows[3:]]}
+    rows[3] = dataclasses.replace(rows[3], box=(10, 10, 18, 19))
+    clip_id = first[0].clip_id
+    usable, rejections = select_views([*rows, lonely], PARAMS, {clip_id: "time"}, load_frames(prepared))
+    assert usable == {clip_id: [rows[4:]]}
     assert [(row.item, row.reason) for row in rejections] == [
-        *[(f"{row.clip_id}:{row.track}:{row.sample_index}", "border_contact") for row in rows[:3]],
-        (f"{lonely.clip_id}:9:{lonely.sample_index}", "no_second_view"),
+        *[(f"{clip_id}:{row.track}:{row.sample_index}", "border_contact") for row in rows[:3]],
+        (f"{clip_id}:{rows[3].track}:{rows[3].sample_index}", "small_box"),
+        (f"{clip_id}:9:{lonely.sample_index}", "no_second_view"),
     ]
 
 
-# --- split ----------------------------------------------------------------------------------------------------------
+def test_a_background_that_changed_makes_no_video_pair(prepared):
+    clip = load_first_clip(prepared)
+    (track,) = clip.tracks
+    colours = clip.backgrounds.colours.copy()
+    colours[5:] = 255.0 - colours[5:]
+    turned = dataclasses.replace(clip, backgrounds=dataclasses.replace(clip.backgrounds, colours=colours))
+    whole, broken = (find_candidates(track, of, PARAMS) for of in (clip, turned))
+    across = [(candidates.pairs["video"] < 5).sum(axis=1) == 1 for candidates in (whole, broken)]
+    assert across[0].any()
+    assert not across[1].any()
+    lost = len(whole.pairs["video"]) - len(broken.pairs["video"])
+    reasons = {row.reason: row.detail for row in broken.rejections}
+    assert reasons["background_changed"] == f"{lost} of {len(whole.pairs['video'])} pairs"
+    np.testing.assert_array_equal(whole.pairs["multiview"], broken.pairs["multiview"])
 
 
-def test_no_clip_is_in_two_splits(prepared):
-    pairs = load_records(prepared / "data/pairs.parquet", PairRecord)
-    splits = {(pair.clip_id, pair.split) for pair in pairs}
-    assert len(splits) == len({clip_id for clip_id, _ in splits})
-    assert {split for _, split in splits} == {"train", "val", "test"}
+def test_a_large_view_is_a_reference_but_no_target_of_stage_2(prepared):
+    clip = load_first_clip(prepared)
+    (track,) = clip.tracks
+    shares = track.box_shares.copy()
+    shares[::2] = 0.9
+    track = dataclasses.replace(track, box_shares=shares)
+    candidates = find_candidates(track, clip, PARAMS)
+    assert set(candidates.pairs["single"].ravel().tolist()) == set(range(1, len(shares), 2))
+    large = {track.rows[place].sample_index for place in range(0, len(shares), 2)}
+    video = draw_pairs(candidates, "video", 1000, split="train", seed=0)
+    assert len(video) == len(candidates.pairs["video"])
+    assert not {pair.target_index for pair in video} & large
+    assert {pair.reference_index for pair in video} & large
+    reasons = {row.reason for row in candidates.rejections}
+    assert reasons >= {"large_video_target", "large_single_target"}
 
 
-def test_split_has_its_shares_and_follows_the_seed():
-    clips = [f"clip{number}" for number in range(100)]
-    splits = split_clips(clips, PARAMS)
-    assert Counter(splits.values()) == {"train": 73, "test": 15, "val": 12}
-    assert splits == split_clips(clips[::-1], PARAMS)
-    assert splits != split_clips(clips, PARAMS.model_copy(update={"seed": 1}))
-    kept = [clip for clip in clips if splits[clip] == split_clips([*clips, "another"], PARAMS)[clip]]
-    assert len(kept) >= 96  # one more clip moves few of the others
+def test_a_clips_pairs_are_shared_out_evenly_among_its_tracks(prepared):
+    assert share_out([60, 5, 60], 65) == [30, 5, 30]
+    assert share_out([3, 4], 100) == [3, 4]
+    assert share_out([], 10) == []
+    for limit in range(40):
+        shares = share_out([12, 0, 7, 20], limit)
+        assert sum(shares) == min(limit, 39)
+    clip = load_first_clip(prepared)
+    twice = dataclasses.replace(clip, tracks=[*clip.tracks, dataclasses.replace(clip.tracks[0])])
+    params = PARAMS.model_copy(update={"max_pairs_per_clip": {"multiview": 11, "video": 4, "single": 6}})
+    pairs, rejections = choose_pairs(twice, "train", params=params, order="time")
+    assert Counter(pair.kind for pair in pairs) == params.max_pairs_per_clip
+    assert {row.reason for row in rejections} >= {"over_max_multiview_of_clip", "over_max_video_of_clip"}
 
 
-def test_too_few_clips_or_pairs_end_in_one_line_with_counts_and_setting(prepared, tmp_path, clip_params):
-    with pytest.raises(InputError, match=r"train 0, val 2, test 2; mine_pairs\.min_clips_per_split = 2 asks for more"):
-        split_clips(["a", "b", "c", "d"], PARAMS)
+def test_too_few_pairs_end_in_one_line_with_counts_and_setting(prepared, tmp_path, clip_params):
     shutil.copytree(prepared / "data", tmp_path / "data")
     (tmp_path / "data/pairs.parquet").unlink()
     section = clip_params.mine_pairs.model_copy(update={"min_pairs_per_split": 500})

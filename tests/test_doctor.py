@@ -17,7 +17,7 @@ from imprint.cli import app
 from imprint.core.params import load_params
 from imprint.models import PRESETS
 from imprint.models.pretrained import load_pretrained
-from imprint.models.sources import find_cached, list_sources
+from imprint.models.sources import find_cached, list_weights
 from tests.published_weights import write_base, write_dinov2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +121,7 @@ def test_the_commit_is_looked_up_fetched_and_written(hub: list[str], project: Pa
         expected = expected.replace(f'{kind}_revision: ""', f'{kind}_revision: "{COMMITS[name]}"')
     assert after == expected, "the commits, and nothing else of the file"
     assert not [name for name in hub if name.endswith(".bin")], "no pickle is even fetched"
-    sources = list_sources(load_params("params.yaml", "mine.yaml").pretrain_encoder.weights)
+    sources = list_weights(load_params("params.yaml", "mine.yaml").pretrain_encoder.weights)
     assert all(find_cached(source, project) for source in sources.values())
     model = load_pretrained(PRESETS["sd15-tiny"], sources, seed=0, root=project)
     assert model.unet.config["cross_attention_dim"] == 32

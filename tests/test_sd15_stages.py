@@ -105,7 +105,7 @@ def test_both_stages_start_where_they_should_and_train_what_they_should(project:
 
 def test_the_cards_say_where_the_weights_came_from(project: Path) -> None:
     sources = {"base": {"name": "base", "revision": ""}, "backbone": {"name": "dinov2", "revision": ""}}
-    assert [read_card(project, name)["sources"] for name in ("pretrained", "encoder", "compositor")] == [sources] * 3
+    assert [read_card(project, name)["weights"] for name in ("pretrained", "encoder", "compositor")] == [sources] * 3
     assert read_card(project, "compositor")["digests"]["vae"] == read_card(project, "pretrained")["digests"]["vae"]
     assert (
         json.loads((project / "models/compositor/scheduler/scheduler_config.json").read_text())["prediction_type"]

@@ -26,6 +26,7 @@ from imprint.core.stage import StageRun
 from imprint.data import ShardReader, build_fixed_batch, choose_strangers
 from imprint.diffusion import build_generators
 from imprint.models import PRESETS, ImprintModel, build_model, compute_weights_digest, load_model, save_model
+from imprint.models.provenance import list_sources, merge_sources
 from imprint.tracking import start_run
 from imprint.training.augment import augment_reference
 from imprint.training.compositor_stage import build_start as build_compositor_start
@@ -47,7 +48,7 @@ from imprint.training.session import build_validation, train_model
 from imprint.training.state import build_state, load_state, save_state
 from imprint.training.tasks import CompositingTask, IdentityTask, replace_by_null
 from imprint.training.validation import Validation, compute_validation
-from tests.synthetic import write_shards
+from tests.synthetic import SOURCES, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -284,9 +285,18 @@ def test_products_are_whole_and_name_what_they_are(project: Path) -> None:
     assert compositor["digests"]["adapter"] != encoder["digests"]["adapter"]  # trained on
     assert compositor["digests"]["unet"] != pretrained["digests"]["unet"]
     assert compute_weights_digest(load_model(project / "models" / "compositor").unet) == compositor["digests"]["unet"]
+    assert pretrained["sources"] == encoder["sources"] == compositor["sources"] == SOURCES
     for name in ("pretrained", "compositor"):
         assert (project / "models" / name / "scheduler" / "scheduler_config.json").is_file()
     assert list(project.glob("work/pretrain_encoder/*/samples/step-000006.png"))
+
+
+def test_sources_of_start_models_are_joined_and_unknown_licences_said(project: Path, tmp_path: Path) -> None:
+    other = {"source": "videos", "licence": "CC-BY-4.0", "items": 3}
+    trained = list_sources(project / "models" / "encoder", "models/encoder")
+    assert merge_sources([[other], trained, [other | {"items": 2}]]) == [*SOURCES, other]
+    (tmp_path / "imprint.json").write_text('{"format_version": 1}')
+    assert list_sources(tmp_path, "hub/x") == [{"source": "hub/x", "licence": "not recorded", "items": 0}]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -30,7 +30,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> Pat
 
 
 def draw_frame(seed: int, poses: Sequence[Pose], style: int = 0, radius_px: int = 20, grey: int = 120) -> np.ndarray:
-    """Textured grey background by `seed`, and a turning striped object of one `style` at each pose."""
+    """Textured grey background by `seed`, and a turning object of one `style` at each pose; stripes, or chequers."""
     noise = np.random.default_rng(seed).normal(0, 25, (SIZE_PX // 4, SIZE_PX // 4)).astype(np.float32)
     wall = grey + cv2.resize(noise, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_CUBIC)
     image = np.repeat(np.clip(wall, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
@@ -40,15 +40,20 @@ def draw_frame(seed: int, poses: Sequence[Pose], style: int = 0, radius_px: int 
         along = (rows - y) * np.cos(turn) + (cols - x) * np.sin(turn)
         across = (cols - x) * np.cos(turn) - (rows - y) * np.sin(turn)
         inside = (np.abs(along) <= radius_px) & (np.abs(across) <= 0.7 * radius_px)
-        stripes = colours[(np.floor(along / (0.4 * radius_px)) % 3).astype(int)]
-        image[inside] = stripes[inside]
+        stripe = np.floor(along / (0.4 * radius_px)).astype(int)
+        if style < 3:
+            pattern = colours[stripe % 3]
+        else:
+            cells = np.random.default_rng(style).integers(0, 3, (16, 16))
+            pattern = colours[cells[stripe % 16, np.floor(across / (0.35 * radius_px)).astype(int) % 16]]
+        image[inside] = pattern[inside]
     return image
 
 
 def draw_turning(seed: int, num_frames: int = NUM_FRAMES) -> list[np.ndarray]:
     """One object that turns and drifts."""
     path = [(46 + 6 * np.sin(k / 7 + seed), 40 + 16 * k / num_frames, seed + k / 8) for k in range(num_frames)]
-    return [draw_frame(seed, [pose], style=seed % 3) for pose in path]
+    return [draw_frame(seed, [pose], style=seed) for pose in path]
 
 
 def draw_crossing(seed: int, num_frames: int = NUM_FRAMES) -> list[np.ndarray]:

@@ -17,29 +17,28 @@ class Licences:
     """Path prefix below `source` => licence; `used` collects the prefixes that an item had."""
 
     source: Path
-    default: str
     by_prefix: dict[PurePosixPath, str]
     used: set[PurePosixPath] = field(default_factory=set)
 
-    def find(self, item: Path) -> str:
-        """Licence of an item of the source."""
+    def find(self, item: Path) -> str | None:
+        """Licence of an item of the source; None if the file names none for it."""
         path = PurePosixPath(item.relative_to(self.source).as_posix()) if item != self.source else PurePosixPath()
         for prefix in (path, *path.parents):  # from the longest
             if prefix in self.by_prefix:
                 self.used.add(prefix)
                 return self.by_prefix[prefix]
-        return self.default
+        return None
 
     def list_unused(self) -> list[str]:
         return sorted(str(prefix) for prefix in self.by_prefix.keys() - self.used)
 
 
-def load_licences(source: Path, default: str) -> Licences:
+def load_licences(source: Path) -> Licences:
     """Read the file, if there is one. `InputError` names the line that is not `path_prefix,licence`."""
     root = source if source.is_dir() else source.parent
     path = root / FILE_NAME
     if not path.is_file():
-        return Licences(root, default, {})
+        return Licences(root, {})
     by_prefix: dict[PurePosixPath, str] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
@@ -49,4 +48,4 @@ def load_licences(source: Path, default: str) -> Licences:
             if len(row) != len(COLUMNS) or not all(cell.strip() for cell in row):
                 raise InputError(f"{path}: line {rows.line_num}: give a path prefix and a licence")
             by_prefix[PurePosixPath(row[0].strip())] = row[1].strip()
-    return Licences(root, default, by_prefix)
+    return Licences(root, by_prefix)

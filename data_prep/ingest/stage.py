@@ -24,13 +24,17 @@ OUT = Path("data/clips.parquet")
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds. `num_dropped` of the rejections are items, the others tell of parts of items."""
+    """What a source holds. `num_dropped` of the rejections are items, the others tell of parts of items.
+
+    `num_unnamed` of the clips have the licence of `ingest.licence`, for want of one in `licences.csv`.
+    """
 
     layout: Layout
     reason: str
     clips: Sequence[ClipRecord]
     rejections: Sequence[Rejection]
     num_dropped: int
+    num_unnamed: int
 
 
 def run_ingest(params: Params, root: Path = Path(".")) -> None:
@@ -48,25 +52,33 @@ def run_ingest(params: Params, root: Path = Path(".")) -> None:
 def list_clips(section: Ingest, root: Path) -> Listing:
     """Find the layout, then read every item of the source; clips are sorted by their id."""
     source = root / section.source
-    layout, reason = find_layout(source, f"ingest.source: {section.source}")
+    layout, reason, others = find_layout(source, f"ingest.source: {section.source}")
     items, problems = LISTINGS[layout](source)
-    licences = load_licences(source, section.licence)
+    licences = load_licences(source)
     clips: dict[str, ClipRecord] = {}
+    unnamed: set[str] = set()
     dropped: list[Rejection] = [_explain(problem, root) for problem in problems if problem.drops]
     for item in track(items, f"ingest: {layout}", len(items)):
-        result = read_clip(item, layout, section=section, licence=licences.find(item.name), root=root)
+        named = licences.find(item.name)
+        result = read_clip(item, layout, section=section, licence=named or section.licence, root=root)
         if isinstance(result, ClipRecord) and result.clip_id in clips:
             detail = f"same content as {clips[result.clip_id].path}"
             result = Rejection(stage=STAGE, item=_name_path(item.name, root), reason="duplicate", detail=detail)
         if isinstance(result, ClipRecord):
             clips[result.clip_id] = result
+            unnamed |= set() if named else {result.clip_id}
         else:
             dropped.append(result)
     notes = [_explain(problem, root) for problem in problems if not problem.drops]
+    for other, found in others:
+        detail = f"{other}: {found}; read as {layout}"
+        notes.append(Rejection(stage=STAGE, item=section.source, reason="other_layout", detail=detail))
     for prefix in licences.list_unused():
         detail = f"{FILE_NAME} names it, but no item lies there"
         notes.append(Rejection(stage=STAGE, item=prefix, reason="unused_licence", detail=detail))
-    return Listing(layout, reason, [clips[key] for key in sorted(clips)], [*dropped, *notes], len(dropped))
+    return Listing(
+        layout, reason, [clips[key] for key in sorted(clips)], [*dropped, *notes], len(dropped), len(unnamed)
+    )
 
 
 def read_clip(item: Item, layout: Layout, *, section: Ingest, licence: str, root: Path) -> ClipRecord | Rejection:

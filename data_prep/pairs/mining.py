@@ -1,87 +1,108 @@
-"""Which pairs of views of one object are used, and in which split its clip lies."""
+"""Which pairs of views of one object are used."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
-from data_prep.pairs.views import TrackViews, compute_view_change
-from imprint.core.errors import InputError
+from data_prep.pairs.splits import STAGE
+from data_prep.pairs.views import ClipViews, TrackViews, compute_background_change, compute_changes
 from imprint.core.files import compute_digest
 from imprint.core.params import MinePairs
 from imprint.core.records import MaskRecord, Order, PairKind, PairRecord, Rejection, Split, build_id
 
-STAGE = "mine_pairs"
+PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
 KINDS_OF_ORDER: dict[Order, frozenset[PairKind]] = {
     "time": frozenset(("multiview", "video", "single")),
     "views": frozenset(("multiview", "single")),  # nothing says that the background stayed
     "single": frozenset(("single",)),
 }
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-def split_clips(clip_ids: Sequence[str], params: MinePairs) -> dict[str, Split]:
-    """Split of each clip: its place in a shuffle that depends on the seed and on nothing else.
+@dataclass(frozen=True)
+class Candidates:
+    """A track's pairs that would do, by kind: places in its rows [n, 2]; and what was left out.
 
-    `val` and `test` get their share, and at least `min_clips_per_split`. `InputError` if a split stays below that.
+    changes: view change of all its views [n, n]; fits: which views may be a target of stage 2, bool [n].
     """
-    shuffled = sorted(clip_ids, key=lambda clip_id: compute_digest(f"{params.seed} {clip_id}"))
-    sizes: dict[Split, int] = {
-        name: max(round(share * len(shuffled)), params.min_clips_per_split)
-        for name, share in params.split_share.items()
-    }
-    result: dict[str, Split] = dict.fromkeys(shuffled, "train")
-    start = 0
-    for name, size in sorted(sizes.items()):
-        result.update(dict.fromkeys(shuffled[start : start + size], name))
-        start += size
-    check_counts("clips with pairs", Counter(result.values()), params.min_clips_per_split, "min_clips_per_split")
-    return result
 
-
-def check_counts(unit: str, counts: Mapping[Split, int], minimum: int, setting: str) -> None:
-    """`InputError` naming the counts and the setting if a split has less than `minimum`."""
-    if min(counts.get(name, 0) for name in SPLITS) < minimum:
-        found = ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS)
-        raise InputError(
-            f"{unit} per split: {found}; {STAGE}.{setting} = {minimum} asks for more; "
-            f"add clips, or lower {STAGE}.{setting}"
-        )
+    track: TrackViews
+    pairs: dict[PairKind, np.ndarray]
+    changes: np.ndarray
+    fits: np.ndarray
+    rejections: list[Rejection]
 
 
 def choose_pairs(
-    views: TrackViews, split: Split, *, params: MinePairs, order: Order
+    clip: ClipViews, split: Split, *, params: MinePairs, order: Order
 ) -> tuple[list[PairRecord], list[Rejection]]:
-    """Pairs of one track by the kinds that its order allows, at most `max_pairs_per_track` each; what was left out."""
-    change = compute_view_change(views.thumbnails)
-    first, second = np.triu_indices(len(views.rows), k=1)
-    near = np.array(
-        [
-            _is_video_pair(views.rows[a], views.rows[b], params)
-            for a, b in zip(first.tolist(), second.tolist(), strict=True)
-        ],
-        bool,
-    )
-    differs = change[first, second] >= params.min_view_change
+    """Pairs of one clip by the kinds that its order allows, and what was left out.
+
+    Each track gives at most `max_pairs_per_track` of a kind, and all of them together `max_pairs_per_clip`.
+    """
+    kinds: list[PairKind] = [kind for kind in PAIR_KINDS if kind in KINDS_OF_ORDER[order]]
+    found = [find_candidates(track, clip, params, kinds) for track in clip.tracks]
+    pairs, rejections = [], [row for candidates in found for row in candidates.rejections]
+    for kind in kinds:
+        counts = [min(len(of.pairs[kind]), params.max_pairs_per_track.get(kind, 0)) for of in found]
+        limits = share_out(counts, params.max_pairs_per_clip.get(kind, 0))
+        for of, count, limit in zip(found, counts, limits, strict=True):
+            pairs += draw_pairs(of, kind, limit, split=split, seed=params.seed)
+            name, total = of.track.name, len(of.pairs[kind])
+            rejections += _count(name, f"over_max_{kind}", total - count, total)
+            rejections += _count(name, f"over_max_{kind}_of_clip", count - limit, total)
+    return pairs, rejections
+
+
+def find_candidates(
+    track: TrackViews, clip: ClipViews, params: MinePairs, kinds: Sequence[PairKind] = PAIR_KINDS
+) -> Candidates:
+    """The filters of pairs: a change of view (stage 1), nearness, background and size of the target (stage 2)."""
+    first, second = np.triu_indices(len(track.rows), k=1)
     ordered = np.stack([first, second], axis=1)
-    candidates: dict[PairKind, np.ndarray] = {
+    changes = compute_changes(track)
+    differs = changes[first, second] >= params.min_view_change
+    near = np.array([_is_near(track.rows[a], track.rows[b], params) for a, b in ordered.tolist()], bool)
+    near_pairs = ordered[near] if "video" in kinds else ordered[:0]
+    stayed = compute_background_change(track, clip, near_pairs) <= params.video_max_background_change
+    fits = track.box_shares <= params.max_target_box_share
+    video = near_pairs[stayed]
+    either = fits[video].any(axis=1)  # the one that fits becomes the target
+    pairs: dict[PairKind, np.ndarray] = {
         "multiview": ordered[differs],
-        "video": ordered[near],
-        "single": np.repeat(np.arange(len(views.rows))[:, None], 2, axis=1),
+        "video": video[either],
+        "single": np.repeat(np.flatnonzero(fits)[:, None], 2, axis=1),
     }
-    pairs, track = [], f"{views.rows[0].clip_id}:{views.rows[0].track}"
-    rejections = [_count(track, "small_view_change", int((~differs).sum()), len(ordered))]
-    for kind, indices in candidates.items():
-        if kind not in KINDS_OF_ORDER[order]:
-            continue
-        limit = params.max_pairs_per_track.get(kind, 0)
-        chosen = choose_spread(indices, limit, _build_generator(params.seed, track, kind))
-        pairs += [_build_pair(kind, split, views.rows[a], views.rows[b], float(change[a, b])) for a, b in chosen]
-        rejections.append(_count(track, f"over_max_{kind}", len(indices) - len(chosen), len(indices)))
-    return pairs, [row for row in rejections if row is not None]
+    rejections = _count(track.name, "small_view_change", int((~differs).sum()), len(ordered))
+    rejections += _count(track.name, "background_changed", int((~stayed).sum()), len(near_pairs))
+    rejections += _count(track.name, "large_video_target", int((~either).sum()), len(video))
+    rejections += _count(track.name, "large_single_target", int((~fits).sum()), len(track.rows))
+    return Candidates(track, pairs, changes, fits, rejections)
+
+
+def share_out(counts: Sequence[int], limit: int) -> list[int]:
+    """How many of `counts` each track may give so that all give at most `limit`: as even as can be, the first more."""
+    shares, left = [0] * len(counts), limit
+    for rank, place in enumerate(sorted(range(len(counts)), key=lambda place: counts[place])):
+        shares[place] = min(counts[place], left // (len(counts) - rank))
+        left -= shares[place]
+    return shares
+
+
+def draw_pairs(candidates: Candidates, kind: PairKind, limit: int, *, split: Split, seed: int) -> list[PairRecord]:
+    """At most `limit` of the candidates of a kind, spread over the views, drawn by the seed and the track's name."""
+    rows = candidates.track.rows
+    generator = np.random.default_rng(int(compute_digest(f"{seed} {candidates.track.name} {kind}")[:16], 16))
+    chosen = choose_spread(candidates.pairs[kind], limit, generator)
+    if kind == "video":
+        turned = ~candidates.fits[chosen[:, 1]]
+        chosen[turned] = chosen[turned, ::-1]
+    return [_build_pair(kind, split, rows[a], rows[b], float(candidates.changes[a, b])) for a, b in chosen]
 
 
 def choose_spread(pairs: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
@@ -106,11 +127,7 @@ def choose_spread(pairs: np.ndarray, limit: int, generator: np.random.Generator)
     return shuffled[taken]
 
 
-def _build_generator(seed: int, track: str, kind: str) -> np.random.Generator:
-    return np.random.default_rng(int(compute_digest(f"{seed} {track} {kind}")[:16], 16))
-
-
-def _is_video_pair(a: MaskRecord, b: MaskRecord, params: MinePairs) -> bool:
+def _is_near(a: MaskRecord, b: MaskRecord, params: MinePairs) -> bool:
     gap_frames, gap_s = abs(b.sample_index - a.sample_index), abs(b.time_s - a.time_s)
     return a.shot == b.shot and gap_frames <= params.video_max_gap_frames and gap_s <= params.video_max_gap_s
 
@@ -131,5 +148,6 @@ def _build_pair(kind: PairKind, split: Split, reference: MaskRecord, target: Mas
     )
 
 
-def _count(track: str, reason: str, count: int, total: int) -> Rejection | None:
-    return Rejection(stage=STAGE, item=track, reason=reason, detail=f"{count} of {total} pairs") if count else None
+def _count(track: str, reason: str, count: int, total: int) -> list[Rejection]:
+    """A row on pairs of a track that were left out; none for none."""
+    return [Rejection(stage=STAGE, item=track, reason=reason, detail=f"{count} of {total} pairs")] if count else []

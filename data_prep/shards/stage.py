@@ -49,15 +49,18 @@ def run_pack_shards(params: Params, root: Path = Path(".")) -> None:
                 bar.advance(len(written))
     save_records(shards / "views.parquet", ViewRecord, sorted(rows, key=lambda row: (row.shard, row.object_offset)))
     save_records(shards / "pairs.parquet", PairRecord, pairs)
-    write_json_atomic(shards / "licences.json", count_licences(load_records(root / CLIPS, ClipRecord), pairs))
+    write_json_atomic(shards / "licences.json", list_sources(load_records(root / CLIPS, ClipRecord), pairs))
     publish_dir(shards, root / OUT)
     shutil.rmtree(run.work_dir)
 
 
-def count_licences(clips: Sequence[ClipRecord], pairs: Sequence[PairRecord]) -> dict[str, int]:
-    """Licence => number of clips under it that a pair uses."""
+def list_sources(clips: Sequence[ClipRecord], pairs: Sequence[PairRecord]) -> list[dict[str, str | int]]:
+    """Each source and licence, sorted, with the number of its clips in use; models take it over into their cards."""
     used = {pair.clip_id for pair in pairs}
-    return dict(Counter(clip.licence for clip in clips if clip.clip_id in used))
+    counts = Counter((clip.source, clip.licence) for clip in clips if clip.clip_id in used)
+    return [
+        {"source": source, "licence": licence, "items": count} for (source, licence), count in sorted(counts.items())
+    ]
 
 
 def list_views(pairs: Sequence[PairRecord]) -> list[ViewKey]:

@@ -14,10 +14,11 @@ from imprint.core.errors import InputError
 from imprint.core.files import publish_dir, write_bytes_atomic, write_json_atomic
 from imprint.core.pixels import load_image, save_image
 from imprint.models import load_card, load_model, save_model
+from imprint.models.provenance import list_sources
 
 MAX_FILE_BYTES, MAX_BYTES = 16_000_000, 20_000_000
 ROUNDS = "rounds"  # key of a shipped model's card
-_KEPT = ("encoder_digests", "condition_on_level", "steps")  # of the compositor's own card
+_KEPT = ("encoder_digests", "condition_on_level", "sources", "steps")  # of the compositor's own card
 
 
 def export_base(
@@ -43,21 +44,32 @@ def export_base(
         for sheet in sheets:
             save_image(scratch / f"{sheet.stem}.jpg", load_image(sheet))
         parameters = {part: count_parameters(getattr(model, part)) for part in ("backbone", "adapter", "unet")}
-        text = render_card(preset=model.preset.name, parameters=parameters, rounds=rounds, metrics=metrics)
+        text = render_card(
+            preset=model.preset.name,
+            parameters=parameters,
+            rounds=rounds,
+            metrics=metrics,
+            sources=list_sources(source, source.name),
+        )
         write_bytes_atomic(scratch / "README.md", text.encode())
         check_size(scratch)
         publish_dir(scratch, target)
 
 
 def render_card(
-    *, preset: str, parameters: Mapping[str, int], rounds: Sequence[Mapping[str, str]], metrics: Mapping[str, Any]
+    *,
+    preset: str,
+    parameters: Mapping[str, int],
+    rounds: Sequence[Mapping[str, str]],
+    metrics: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
 ) -> str:
     """The model card's Markdown; every number in it comes from the arguments."""
     environment = Environment(
         loader=PackageLoader("imprint.base", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.get_template("card.md.j2")
-    return template.render(preset=preset, parameters=parameters, rounds=rounds, metrics=metrics)
+    return template.render(preset=preset, parameters=parameters, rounds=rounds, metrics=metrics, sources=sources)
 
 
 def count_parameters(module: Any) -> int:

@@ -61,13 +61,27 @@ class SegmentObjects(Section):
     max_rejected_share: Share
 
 
+class NearDuplicates(Section):
+    """Below which difference two clips show the same and go to one split; 0 looks away from that measure."""
+
+    frame_bits: Natural  # of the 64 bits of the frames' perceptual hashes
+    object_change: Share  # of view, between views of two objects
+    background_rms: Annotated[float, Field(ge=0.0)]  # grey levels, outside the objects, place by place
+    background_matches: Natural  # features that match under one shift, turn and change of size; as many or more
+
+
 class MinePairs(Section):
     seed: int
     max_border_contact: Share
+    min_box_share: Share  # the larger of the box's sides as shares of the frame's
+    max_target_box_share: Share  # of stage 2's targets: above it too little background is left
     min_view_change: Share  # stage 1: by how much two views must differ
     video_max_gap_frames: Count  # in sampled frames
     video_max_gap_s: Positive
+    video_max_background_change: Share  # of what both frames show beside the objects
     max_pairs_per_track: dict[Literal["multiview", "video", "single"], Natural]
+    max_pairs_per_clip: dict[Literal["multiview", "video", "single"], Natural]
+    near_duplicates: NearDuplicates
     split_share: dict[Literal["val", "test"], Share]
     min_clips_per_split: Natural
     min_pairs_per_split: Natural
@@ -79,7 +93,7 @@ class PackShards(Section):
     reference_px: Count
     scene_context: Annotated[float, Field(ge=1.0)]
     jpeg_quality: Annotated[int, Field(ge=50, le=100)]
-    shard_mb: Positive
+    shard_mb: Annotated[float, Field(ge=64.0, le=512.0)]  # size of a full shard
 
 
 class Rates(Section):

@@ -163,9 +163,15 @@ def save_records(path: Path, kind: type[Record], records: Iterable[Record]) -> N
 def load_records(path: Path, kind: type[Record]) -> list[Record]:
     """Read what `save_records` wrote. `InputError` for a missing file or another record type or schema version."""
     try:
-        table = pq.read_table(path)
+        return decode_records(path.read_bytes(), kind, str(path))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `dvc repro` first") from None
+
+
+def decode_records(data: bytes, kind: type[Record], path: str) -> list[Record]:
+    """`load_records` from the bytes of the file that errors call `path`."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
     except pa.ArrowInvalid:
         raise InputError(f"{path} is no Parquet file; delete it and run `dvc repro`") from None
     metadata = table.schema.metadata or {}

@@ -1,7 +1,8 @@
-"""Views read from tar shards by byte offset, decoded once and kept in a bounded cache."""
+"""Views read from tar shards by byte offset, local or in a bucket, decoded once and kept in a bounded cache."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, put_on_black
 from imprint.core.prepare import crop_object
-from imprint.core.records import PairRecord, ViewRecord, build_id, load_records
+from imprint.core.records import PairRecord, ViewRecord, build_id, decode_records
 
 CACHE_BYTES = 4 << 30  # of decoded views, at most: about 30,000 at 128 px
 CACHE_SHARE = 0.25  # of the machine's memory, at most
@@ -33,12 +34,18 @@ class View:
 
 
 class ShardReader:
-    """The views and pairs of a `data/shards` folder. Cheap to copy into another process: the cache stays behind."""
+    """The views and pairs of a `data/shards` folder. Cheap to copy into another process: the cache stays behind.
 
-    def __init__(self, directory: Path, *, cache_bytes: int | None = None) -> None:
-        self.directory = directory
-        self.pairs = load_records(directory / "pairs.parquet", PairRecord)
-        self._rows = {row.view_id: row for row in load_records(directory / "views.parquet", ViewRecord)}
+    directory: a folder, or where it was copied to as a URL of fsspec (`s3://bucket/shards`, `https://...`); of a view
+    only its own bytes are then fetched, in one request.
+    """
+
+    def __init__(self, directory: Path | str, *, cache_bytes: int | None = None) -> None:
+        self.directory = directory if "://" in str(directory) else Path(directory)
+        self.pairs = decode_records(self._read("pairs.parquet"), PairRecord, self._locate("pairs.parquet"))
+        rows = decode_records(self._read("views.parquet"), ViewRecord, self._locate("views.parquet"))
+        self.sources = self._load_sources()
+        self._rows = {row.view_id: row for row in rows}
         self._indices: dict[tuple[str, int], list[int]] = {}  # sample indices by object, once they are asked for
         self._cache: OrderedDict[str, View] = OrderedDict()
         self._cached_bytes, self._cache_bytes = 0, limit_cache_bytes() if cache_bytes is None else cache_bytes
@@ -80,23 +87,58 @@ class ShardReader:
         return view
 
     def _decode(self, row: ViewRecord) -> View:
-        path = self.directory / row.shard
         spans = {
             "object.png": (row.object_offset, row.object_bytes),
             "scene.jpg": (row.scene_offset, row.scene_bytes),
             "mask.png": (row.mask_offset, row.mask_bytes),
         }
-        parts = {}
-        with _open_shard(path) as file:
-            for member, (offset, num_bytes) in spans.items():
-                if num_bytes > 0:
-                    file.seek(offset)
-                    parts[member] = decode_image(file.read(num_bytes), f"{path}: {row.view_id}.{member}")
+        stored = {member: span for member, span in spans.items() if span[1] > 0}
+        start = min(offset for offset, _ in stored.values())
+        data = self._read(row.shard, start, max(offset + num_bytes for offset, num_bytes in stored.values()))
+        name = f"{self._locate(row.shard)}: {row.view_id}"
+        parts = {
+            member: decode_image(data[offset - start : offset - start + num_bytes], f"{name}.{member}")
+            for member, (offset, num_bytes) in stored.items()
+        }
         if row.scene_bytes == 0:
             return view_alone(parts["object.png"])
         scene, mask = parts["scene.jpg"][..., :3], parts["mask.png"][..., 0] > 127
         found = parts.get("object.png")
         return View(crop_object(scene, mask, scene.shape[0]) if found is None else found, scene, mask)
+
+    def _load_sources(self) -> list[dict]:
+        """What the views were made of: dicts of `source`, `licence` and `items`; none where the folder does not say."""
+        try:
+            return json.loads(self._read("licences.json"))
+        except InputError:
+            return []
+
+    def _locate(self, name: str) -> str:
+        return f"{str(self.directory).rstrip('/')}/{name}"
+
+    def _read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes `start` to `end` of a file of the folder. `InputError` for one that is not there."""
+        try:
+            if isinstance(self.directory, str):
+                return read_remote(self._locate(name), start, end)
+            with (self.directory / name).open("rb") as file:
+                file.seek(start)
+                return file.read() if end is None else file.read(end - start)
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            reason = error.strerror or "not found"
+            remedy = "copy data/shards there" if isinstance(self.directory, str) else "run `dvc repro pack_shards`"
+            raise InputError(f"{self._locate(name)} cannot be read ({reason}); {remedy}") from None
+
+
+def read_remote(url: str, start: int = 0, end: int | None = None) -> bytes:
+    """Bytes `start` to `end` behind a URL. `InputError` for a protocol that fsspec does not know or cannot load."""
+    from fsspec.core import url_to_fs  # one file system per protocol and process: fsspec keeps it
+
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url} cannot be read: {error}") from None
+    return filesystem.cat_file(path, start=start, end=end)
 
 
 def limit_cache_bytes() -> int:
@@ -108,10 +150,3 @@ def limit_cache_bytes() -> int:
 def view_alone(object_rgba: np.ndarray) -> View:
     """The view of an object that was seen alone: its scene is the object on black."""
     return View(object_rgba, put_on_black(object_rgba), object_rgba[..., 3] > 127)
-
-
-def _open_shard(path: Path):
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); run `dvc repro pack_shards`") from None

@@ -42,7 +42,7 @@ class Source:
     revision: str = ""
 
 
-def list_sources(weights: Weights) -> dict[Kind, Source]:
+def list_weights(weights: Weights) -> dict[Kind, Source]:
     """The two sources that a params section names."""
     return {
         "base": Source("base", weights.base, weights.base_revision),

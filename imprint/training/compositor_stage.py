@@ -12,7 +12,7 @@ from imprint.models import ImprintModel, Preset, build_model, load_card, load_pa
 from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
 from imprint.models.pretrained import load_base
 from imprint.models.sources import Source
-from imprint.training.pretrain_stage import CODE, FRESH, PUBLISHED, SHARDS
+from imprint.training.pretrain_stage import CODE, FRESH, PUBLISHED, SHARDS, collect_sources
 from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask
 
@@ -29,6 +29,7 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
     start = [] if section.init_unet in (FRESH, PUBLISHED) else [Path(section.init_unet)]
     run = open_stage(STAGE, section, [SHARDS, ENCODER, *start], CODE, root)
     with work_on(run, root) as tracker:
+        reader = ShardReader(root / SHARDS)
         model = build_start(root, seed=section.seed, init_unet=section.init_unet)
         check_section(section, model.preset)
         card = load_card(root / ENCODER)
@@ -36,7 +37,7 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
         state = train_model(
             model,
             CompositingTask(section),
-            reader=ShardReader(root / SHARDS),
+            reader=reader,
             params=section,
             from_scratch=False,
             train_middle_block=True,
@@ -44,8 +45,12 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
             tracker=tracker,
         )
         check_digest("backbone", model.backbone, recorded=recorded["backbone"], source=f"{ENCODER}/imprint.json")
-        extra = {"encoder_digests": recorded, "condition_on_level": section.condition_on_level}
-        extra["sources"] = card.get("sources", {})
+        extra = {
+            "encoder_digests": recorded,
+            "condition_on_level": section.condition_on_level,
+            "weights": card.get("weights", {}),
+            "sources": collect_sources(reader, [ENCODER, *start], root),
+        }
         publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
         tracker.log_model(kind="compositor", directory=root / OUT, metrics=get_final_metrics(state))
 
@@ -71,7 +76,7 @@ def build_start(root: Path, *, seed: int, init_unet: str) -> ImprintModel:
 
 def find_base(encoder: Path) -> Source:
     """The published base that the encoder's card names."""
-    base = load_card(encoder).get("sources", {}).get("base")
+    base = load_card(encoder).get("weights", {}).get("base")
     if base is None:
         raise InputError(
             f"train_compositor.init_unet: {encoder} was not trained from published weights; name models/pretrained"

@@ -19,6 +19,7 @@ from imprint.core.stage import open_stage
 from imprint.data import ShardReader, check_sizes, select_pairs, spread_pairs
 from imprint.models import Preset, load_card, load_encoder, load_model, save_model
 from imprint.models.checkpoint import ENCODER_PARTS
+from imprint.models.provenance import list_sources
 
 STAGE = "freeze_encoder"
 CODE = ("imprint.core", "imprint.data", "imprint.models", "imprint.training")
@@ -31,7 +32,11 @@ def run_freeze_encoder(params: Params, root: Path = Path(".")) -> None:
     model = load_model(root / PRETRAINED)
     export = run.work_dir / "export"
     card = load_card(root / PRETRAINED)
-    extra = {"pretrained_digests": card["digests"], "sources": card.get("sources", {})}
+    extra = {
+        "pretrained_digests": card["digests"],
+        "weights": card.get("weights", {}),
+        "sources": list_sources(root / PRETRAINED, PRETRAINED.as_posix()),
+    }
     save_model(model, export, stage=STAGE, extra=extra, parts=ENCODER_PARTS)
     reader = ShardReader(root / SHARDS)
     count = params.freeze_encoder.verify_pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from imprint.data import ShardReader
 from imprint.models import PRESETS, ImprintModel, Preset, build_model, load_card, load_model
 from imprint.models.presets import choose_encoder, find_encoder
 from imprint.models.pretrained import load_pretrained
-from imprint.models.sources import is_folder, list_sources
+from imprint.models.provenance import Provenance, describe_weights, list_sources, merge_sources
+from imprint.models.sources import is_folder, list_weights
 from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
 from imprint.training.tasks import IdentityTask
 
@@ -42,20 +44,31 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
     train_all = from_scratch or not section.freeze_unet_encoder
     run = open_stage(STAGE, section, [SHARDS, *list_inputs(section, root)], CODE, root)
     with work_on(run, root) as tracker:
-        model, sources = build_start(section, root)
+        model, weights = build_start(section, root)
+        reader = ShardReader(root / SHARDS)
+        starts = [] if section.init in (FRESH, PUBLISHED) else [Path(section.init)]
         state = train_model(
             model,
             IdentityTask(section),
-            reader=ShardReader(root / SHARDS),
+            reader=reader,
             params=section,
             from_scratch=train_all,
             train_middle_block=section.train_middle_block,
             run=run,
             tracker=tracker,
         )
-        extra = {"unet_trained": "all" if train_all else "decoder", "sources": sources}
+        extra = {
+            "unet_trained": "all" if train_all else "decoder",
+            "weights": weights,
+            "sources": merge_sources([collect_sources(reader, starts, root), describe_weights(weights)]),
+        }
         publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
         tracker.log_model(kind="encoder", directory=root / OUT, metrics=get_final_metrics(state))
+
+
+def collect_sources(reader: ShardReader, models: Sequence[Path], root: Path) -> list[Provenance]:
+    """What a model learns from: the shards' sources, and those of the models that it starts from."""
+    return merge_sources([reader.sources, *(list_sources(root / model, model.as_posix()) for model in models)])
 
 
 def list_inputs(section: PretrainEncoder, root: Path) -> list[Path]:
@@ -64,7 +77,7 @@ def list_inputs(section: PretrainEncoder, root: Path) -> list[Path]:
         return []
     if section.init != PUBLISHED:
         return [Path(section.init)]
-    sources = list_sources(section.weights).values()
+    sources = list_weights(section.weights).values()
     return [Path(source.name) for source in sources if is_folder(source, root)]
 
 
@@ -83,7 +96,7 @@ def build_start(section: PretrainEncoder, root: Path) -> tuple[ImprintModel, dic
                 f"pretrain_encoder.init: preset {preset.name} has no published weights; "
                 f"set it to {FRESH} or a model's folder"
             )
-        sources = list_sources(section.weights)
+        sources = list_weights(section.weights)
         model = load_pretrained(preset, sources, seed=section.seed, root=root)
         return model, {kind: {"name": source.name, "revision": source.revision} for kind, source in sources.items()}
     model = load_model(root / section.init)
@@ -94,7 +107,7 @@ def build_start(section: PretrainEncoder, root: Path) -> tuple[ImprintModel, dic
             f"set pretrain_encoder.init to {FRESH} or to a model of that preset"
         )
     model.preset = choose_options(model.preset, section)
-    return model, load_card(root / section.init).get("sources", {})
+    return model, load_card(root / section.init).get("weights", {})
 
 
 def choose_preset(section: PretrainEncoder) -> Preset:

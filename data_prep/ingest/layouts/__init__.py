@@ -10,10 +10,11 @@ from data_prep.ingest.layouts.item import Item, Problem
 from imprint.core.errors import InputError
 from imprint.core.records import Layout
 
+# In this order: a source is read as the first layout that fits. What names its files most strictly comes first.
 RECOGNIZERS: dict[Layout, Callable[[Path], str | None]] = {
-    "videos": videos.recognize,
     "davis": davis.recognize,
     "mvimgnet": mvimgnet.recognize,
+    "videos": videos.recognize,
     "photo_sets": photo_sets.recognize,
     "images": images.recognize,
 }
@@ -26,8 +27,11 @@ LISTINGS: dict[Layout, Callable[[Path], tuple[list[Item], list[Problem]]]] = {
 }
 
 
-def find_layout(source: Path, name: str) -> tuple[Layout, str]:
-    """The layout of `source`, called `name` in errors, and why. `InputError` where none or more than one fits."""
+def find_layout(source: Path, name: str) -> tuple[Layout, str, list[tuple[Layout, str]]]:
+    """The layout of `source`, called `name` in errors, and why; and later ones that it fits too, which are not read.
+
+    `InputError` where none fits.
+    """
     if not source.exists():
         raise InputError(f"{name} does not exist; set it to a folder in a layout of docs/data_format.md, or one video")
     reasons: dict[Layout, str | None] = {layout: recognize(source) for layout, recognize in RECOGNIZERS.items()}
@@ -36,7 +40,4 @@ def find_layout(source: Path, name: str) -> tuple[Layout, str]:
         raise InputError(
             f"{name} has none of the layouts {', '.join(RECOGNIZERS)}; see docs/data_format.md for their folder trees"
         )
-    if len(found) > 1:
-        both = " and ".join(f"{layout} ({reason})" for layout, reason in found)
-        raise InputError(f"{name} fits more than one layout: {both}; move one of them elsewhere, or name a part of it")
-    return found[0]
+    return *found[0], found[1:]
