@@ -57,6 +57,14 @@ def pack_shards() -> None:
 
 
 @app.command()
+def report_data() -> None:
+    """Write the page on the data set, and its counts."""
+    from data_prep.report.stage import run_report_data
+
+    _run("report_data", run_report_data)
+
+
+@app.command()
 def validate(path: str) -> None:
     """Say in one page which layout PATH has, what is usable, what is wrong and how to mend it. Writes nothing."""
     from data_prep.validate import validate_source

@@ -19,9 +19,9 @@ _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # Prefect's own defaul
 
 @flow(name="prepare-data", task_runner=_TASK_RUNNER, persist_result=False)
 def prepare_data(num_chunks: int = 2) -> dict[str, str]:
-    """From videos to training shards; `num_chunks` tasks per stage that fans out over clips."""
+    """From videos to training shards, and the page on them; `num_chunks` tasks per stage that fans out over clips."""
     root = Path.cwd()
-    return run_stages(select_upstream(read_graph(root), ["pack_shards"]), root, num_chunks)
+    return run_stages(select_upstream(read_graph(root), ["report_data"]), root, num_chunks)
 
 
 @flow(name="pretrain-encoder", task_runner=_TASK_RUNNER, persist_result=False)

@@ -16,7 +16,7 @@ from tests.source_tree import ROOT
 from tests.toy_project import PROGRAMS, end
 
 STAGES = (
-    *("demo_clips", "ingest", "extract_frames", "segment_objects", "mine_pairs", "pack_shards"),
+    *("demo_clips", "ingest", "extract_frames", "segment_objects", "mine_pairs", "pack_shards", "report_data"),
     *("pretrain_encoder", "freeze_encoder", "train_compositor", "evaluate"),
 )
 

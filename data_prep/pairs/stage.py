@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_prep.decisions import drop_reviewed
 from data_prep.ledger import check_share, print_counts, save_ledger
 from data_prep.pairs.mining import SPLITS, STAGE, check_counts, choose_pairs, split_clips
 from data_prep.pairs.views import TrackViews, load_thumbnails
@@ -24,7 +25,7 @@ from imprint.core.records import (
 )
 from imprint.core.stage import open_stage
 
-CODE = ("data_prep.pairs", "data_prep.ledger", "data_prep.tars", "imprint.core")
+CODE = ("data_prep.pairs", "data_prep.decisions", "data_prep.ledger", "data_prep.tars", "imprint.core")
 CLIPS, FRAMES, MASKS, OUT = (
     Path("data/clips.parquet"),
     Path("data/frames"),
@@ -52,6 +53,8 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
             chosen, left_out = choose_pairs(views, splits[clip_id], params=section, order=orders[clip_id])
             pairs += chosen
             rejections += left_out
+    pairs, dropped = drop_reviewed(pairs, masks, root)
+    rejections += dropped
     save_ledger(STAGE, rejections, root)
     print_counts(STAGE, f"{len(pairs)} pairs of {len(usable)} clips ({describe_counts(pairs)})", rejections)
     for kind in [kind for kind, limit in section.max_pairs_per_track.items() if limit]:
