@@ -78,5 +78,20 @@ def validate(path: str) -> None:
     raise typer.Exit(0 if usable else 2)
 
 
+@app.command()
+def review(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0: a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Look at tracks and pairs on a local page, and keep or drop them by a key."""
+    from data_prep.review.server import run_review
+
+    try:
+        run_review(port, browser)
+    except InputError as error:
+        print(f"review: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
 def _run(stage: str, body: Callable[[Params], None]) -> None:
     run_command(stage, lambda: body(load_params()))

@@ -16,6 +16,7 @@ from imprint.core.records import FrameRecord, MaskRecord, load_records
 
 FRAMES, MASKS = Path("data/frames"), Path("data/masks")
 CONTEXT = 1.7  # side of a view / longer side of the object
+LINE_SHARE = 1 / 140  # width of outlines / height of the picture
 KEPT, REJECTED = (64, 224, 255), (255, 64, 92)  # RGB of outlines
 Colour = tuple[int, int, int]
 
@@ -83,8 +84,9 @@ def draw_outlines(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.nda
     """A copy of RGB uint8 [h, w, 3], the edge of `mask` bool [h, w] drawn in colour on a dark line."""
     out = np.ascontiguousarray(image).copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(out, contours, -1, (16, 16, 16), 3)
-    cv2.drawContours(out, contours, -1, colour, 1)
+    width_px = max(1, round(image.shape[0] * LINE_SHARE))
+    cv2.drawContours(out, contours, -1, (16, 16, 16), width_px + 2)
+    cv2.drawContours(out, contours, -1, colour, width_px)
     return out
 
 

@@ -53,7 +53,7 @@ def choose_edges(values: np.ndarray) -> np.ndarray:
     if np.all(values == np.round(values)):
         width = max(1, math.ceil((high - low + 1) / _MAX_BINS))
         return np.arange(low - 0.5, high + width + 0.5, width)
-    width = _round_up((high - low) / (_MAX_BINS - 1))
+    width = _round_up((high - low) / (_MAX_BINS - 1) or abs(high) / _MAX_BINS)
     start = math.floor(low / width)
     return np.arange(start, max(math.floor(high / width) + 1, start + 1) + 1) * width
 

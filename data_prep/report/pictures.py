@@ -19,7 +19,7 @@ from imprint.core.records import MaskRecord, PairRecord, Rejection
 
 STRIP_VIEWS = 7
 ITEM_VIEWS = 3  # of a track of which pairs were left out
-_BOX = re.compile(r"box (\d+) (\d+) (\d+) (\d+)")
+_BOX = re.compile(r"(?:, )?box (\d+) (\d+) (\d+) (\d+)")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def save_left_out(data: DataSet, params: ReportData, folder: Path) -> list[LeftO
             for number, row in enumerate(chosen):
                 image = draw_rejection(data, row, params.picture_px)
                 file = "" if image is None else _save(folder, f"left-out-{stage}-{reason}-{number}", image)
-                pictures.append(Picture(file, row.item, row.detail))
+                pictures.append(Picture(file, row.item, _BOX.sub("", row.detail)))
             result.append(LeftOut(stage, reason, len(of_reason), pictures))
     return result
 
