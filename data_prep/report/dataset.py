@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,6 @@ class DataSet:
     ledgers: Mapping[str, Sequence[Rejection]]
     shard_views: Sequence[ViewRecord]
     shard_bytes: int
-    licences: Mapping[str, int]  # of the clips that a pair uses
     decisions: Sequence[Decision]
 
 
@@ -54,7 +52,6 @@ def load_data_set(root: Path = Path(".")) -> DataSet:
         ledgers={stage: load_records(root / path, Rejection) for stage, path in zip(STAGES, LEDGERS, strict=True)},
         shard_views=views,
         shard_bytes=sum((root / SHARDS / name).stat().st_size for name in {row.shard for row in views}),
-        licences=json.loads((root / SHARDS / "licences.json").read_text()),
         decisions=load_decisions(root),
     )
 
@@ -83,7 +80,7 @@ def compute_metrics(data: DataSet) -> dict[str, Any]:
         "pairs": {kind: {split: kinds[kind, split] for split in SPLITS} for kind in KINDS},
         "left_out": {stage: dict(Counter(row.reason for row in rows)) for stage, rows in data.ledgers.items()},
         "pairs_left_out": count_pairs_left_out(data.ledgers["mine_pairs"]),
-        "licences": dict(data.licences),
+        "licences": dict(Counter(clip.licence for clip in data.clips if clip.clip_id in pairs)),
         "review": {"keep": reviewed["keep"], "drop": reviewed["drop"]},
         "distributions": {name: summarise(values) for name, values in list_distributions(data).items()},
         "clips": {
