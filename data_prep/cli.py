@@ -57,6 +57,14 @@ def pack_shards() -> None:
 
 
 @app.command()
+def report_data() -> None:
+    """Write the page on the data set, and its counts."""
+    from data_prep.report.stage import run_report_data
+
+    _run("report_data", run_report_data)
+
+
+@app.command()
 def validate(path: str) -> None:
     """Say in one page which layout PATH has, what is usable, what is wrong and how to mend it. Writes nothing."""
     from data_prep.validate import validate_source
@@ -68,6 +76,21 @@ def validate(path: str) -> None:
         raise typer.Exit(2) from None
     print(page, end="")
     raise typer.Exit(0 if usable else 2)
+
+
+@app.command()
+def review(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0: a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Look at tracks and pairs on a local page, and keep or drop them by a key."""
+    from data_prep.review.server import run_review
+
+    try:
+        run_review(port, browser)
+    except InputError as error:
+        print(f"review: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def _run(stage: str, body: Callable[[Params], None]) -> None:

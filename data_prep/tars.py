@@ -57,6 +57,15 @@ def read_tar(path: Path) -> dict[str, bytes]:
         raise InputError(f"{path} cannot be read ({error}); delete it and run `dvc repro`") from None
 
 
+def list_members(path: Path) -> dict[str, tuple[int, int]]:
+    """Name => byte offset and length of each member's data; only the headers are read. `InputError` as `read_tar`."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return {info.name: (info.offset_data, info.size) for info in tar if info.isfile()}
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(f"{path} cannot be read ({error}); delete it and run `dvc repro`") from None
+
+
 def _read(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(info)
     assert file is not None

@@ -13,13 +13,13 @@ import imprint.cli
 from imprint.core.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-# `validate` says nothing without its noun: it is `imprint data validate`
-data = typer.Typer(no_args_is_help=True, help="Look at a source of data before it is used.")
-data.command()(data_prep.cli.validate)
+# these say nothing without their noun: `imprint data validate`, `imprint data review`
+data = typer.Typer(no_args_is_help=True, help="Look at a source of data before it is used, and at what was made of it.")
+of_data = (data_prep.cli.validate, data_prep.cli.review)
+for callback in of_data:
+    data.command()(callback)
 app.add_typer(data, name="data")
-stages = [
-    command for command in data_prep.cli.app.registered_commands if command.callback is not data_prep.cli.validate
-]
+stages = [command for command in data_prep.cli.app.registered_commands if command.callback not in of_data]
 app.registered_commands += [*stages, *imprint.cli.app.registered_commands]
 
 

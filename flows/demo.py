@@ -12,7 +12,7 @@ from flows.processes import build_environment
 from flows.workspace import make_workspace
 from imprint.core.errors import InputError
 
-REPORT = Path("reports/evaluation")
+REPORT, DATA_REPORT = Path("reports/evaluation"), Path("reports/data")
 
 
 def run_demo(params: Path | None = None, root: Path = Path(".")) -> None:
@@ -47,6 +47,7 @@ def print_results(root: Path) -> None:
     from imprint.evaluation.table import print_table
 
     print_table(root / "metrics" / "evaluation.json")
+    print(f"The data set: {(root / DATA_REPORT / 'index.html').resolve()}")
     print(f"Report page: {(root / REPORT / 'index.html').resolve()}")
     print(f"A composite: {(root / REPORT / 'composite.png').resolve()}")
 

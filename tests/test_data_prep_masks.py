@@ -96,7 +96,8 @@ def test_objects_are_rejected_with_a_reason(boxes, level, reason):
     image, probability = draw_objects(*[(box, RED) for box in boxes])
     instances, rejected = find_instances(image, np.minimum(probability, level), PARAMS)
     assert instances == []
-    assert rejected == {reason: 1}
+    whole = Box(min(b.y0 for b in boxes), min(b.x0 for b in boxes), max(b.y1 for b in boxes), max(b.x1 for b in boxes))
+    assert rejected == [(reason, whole)]
 
 
 def test_small_holes_are_filled_and_large_or_open_ones_are_not():

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_prep.masks.instances import Instance, measure_given
+from data_prep.masks.instances import Instance, describe_box, measure_given
 from data_prep.masks.tracking import Track
+from imprint.core.geometry import box_from_mask
 from imprint.core.params import SegmentObjects
 from imprint.core.pixels import decode_image
 from imprint.core.records import FrameRecord, Rejection
@@ -27,7 +28,10 @@ def find_given(
         measured = {int(number): measure_given(image, ids == number, params) for number in np.unique(ids[ids > 0])}
         found.append({number: result for number, result in measured.items() if isinstance(result, Instance)})
         bad = {number: result for number, result in measured.items() if isinstance(result, str)}
-        rejections += [_reject(frame, reason, f"given object {number}") for number, reason in bad.items()]
+        rejections += [
+            _reject(frame, reason, f"given object {number}, {describe_box(box_from_mask(ids == number))}")
+            for number, reason in bad.items()
+        ]
         if not measured:
             rejections.append(_reject(frame, "empty_mask", "the given mask holds no object"))
     return found, rejections
@@ -51,7 +55,10 @@ def take_largest(
         ordered = sorted(instances, key=lambda instance: (-instance.area_px, instance.box))
         if ordered:
             track.append(position, ordered[0])
-        rejections += [_reject(frames[position], "not_the_largest", "of the photo's objects") for _ in ordered[1:]]
+        rejections += [
+            _reject(frames[position], "not_the_largest", f"of the photo's objects, {describe_box(other.box)}")
+            for other in ordered[1:]
+        ]
     return [track] if track.frames else [], rejections
 
 

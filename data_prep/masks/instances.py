@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import cv2
@@ -35,18 +34,18 @@ class Instance:
 
 def find_instances(
     image: np.ndarray, probability: np.ndarray, params: SegmentObjects
-) -> tuple[list[Instance], Counter[str]]:
-    """Objects of an RGB frame from its foreground probability float32 [h, w], and how many were rejected by reason.
+) -> tuple[list[Instance], list[tuple[str, Box]]]:
+    """Objects of an RGB frame from its foreground probability float32 [h, w], and why and where others were rejected.
 
     Pieces that nearly touch are one object, whose largest piece must make up `min_component_share` of it: two
     objects in a near contact are rather dropped than joined.
     """
     foreground = probability >= params.threshold
-    instances, rejected = [], Counter[str]()
+    instances, rejected = [], []
     for group in _split_groups(foreground):
         result = _clean_object(image, probability, group, params)
         if isinstance(result, str):
-            rejected[result] += 1
+            rejected.append((result, box_from_mask(group)))
         else:
             instances.append(result)
     return instances, rejected
@@ -76,6 +75,11 @@ def _clean_object(
     if confidence < params.min_confidence:
         return "low_confidence"
     return _build_instance(image, mask, confidence, compute_boundary_confidence(probability, mask))
+
+
+def describe_box(box: Box) -> str:
+    """As the ledger says where something was: `box y0 x0 y1 x1`."""
+    return f"box {box.y0} {box.x0} {box.y1} {box.x1}"
 
 
 def measure_given(image: np.ndarray, mask: np.ndarray, params: SegmentObjects) -> Instance | str:

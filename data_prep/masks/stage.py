@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ from data_prep.fanout import (
 )
 from data_prep.ledger import check_share, print_counts, save_ledger
 from data_prep.masks.grouping import find_given, follow_ids, take_each, take_largest
-from data_prep.masks.instances import Instance, find_instances
+from data_prep.masks.instances import Instance, describe_box, find_instances
 from data_prep.masks.tracking import Track, link_tracks
 from data_prep.tars import read_tar
 from imprint.core.files import compute_digest, compute_file_digest
+from imprint.core.geometry import Box
 from imprint.core.params import Params, SegmentObjects
 from imprint.core.pixels import decode_image, encode_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, load_records
@@ -43,6 +43,7 @@ CODE = (
 )
 CLIPS, FRAMES = Path("data/clips.parquet"), Path("data/frames")
 OUT = Path("data/masks")
+MAX_TOLD_BOXES = 3  # per frame and reason: noise has many
 MAX_TRACKS = 255  # a mask's pixel is one byte
 
 
@@ -141,8 +142,10 @@ def select_tracks(tracks: Sequence[Track], job: ClipJob) -> tuple[dict[int, Trac
             kept[track.given_id or len(kept) + 1] = track
             continue
         detail = f"candidate {number} of {len(track.frames)} frames"
-        items = [f"{job.frames[position].clip_id}:{job.frames[position].sample_index}" for position in track.frames]
-        rejections += [Rejection(stage=STAGE, item=item, reason=reason, detail=detail) for item in items]
+        for position, instance in zip(track.frames, track.instances, strict=True):
+            item = f"{job.frames[position].clip_id}:{job.frames[position].sample_index}"
+            where = f"{detail}, {describe_box(instance.box)}"
+            rejections.append(Rejection(stage=STAGE, item=item, reason=reason, detail=where))
     return kept, rejections
 
 
@@ -181,9 +184,18 @@ def _build_row(frame: FrameRecord, number: int, instance: Instance) -> MaskRecor
     )
 
 
-def _explain_objects(frame: FrameRecord, rejected: Counter[str]) -> list[Rejection]:
+def _explain_objects(frame: FrameRecord, rejected: Sequence[tuple[str, Box]]) -> list[Rejection]:
+    """One row per reason: how many objects, and where the largest of them are."""
+    boxes: dict[str, list[Box]] = {}
+    for reason, box in sorted(rejected, key=lambda row: (row[0], -row[1].area_px, row[1])):
+        boxes.setdefault(reason, []).append(box)
     item = f"{frame.clip_id}:{frame.sample_index}"
     return [
-        Rejection(stage=STAGE, item=item, reason=reason, detail=f"{count} objects of the frame")
-        for reason, count in sorted(rejected.items())
+        Rejection(
+            stage=STAGE,
+            item=item,
+            reason=reason,
+            detail=", ".join([f"{len(of)} objects of the frame", *(describe_box(box) for box in of[:MAX_TOLD_BOXES])]),
+        )
+        for reason, of in boxes.items()
     ]

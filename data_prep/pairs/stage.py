@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_prep.decisions import drop_reviewed
 from data_prep.ledger import check_share, print_counts, save_ledger
 from data_prep.pairs.duplicates import find_clusters, find_links, measure_leak
 from data_prep.pairs.mining import KINDS_OF_ORDER, choose_pairs
@@ -29,7 +30,7 @@ from imprint.core.records import (
 )
 from imprint.core.stage import open_stage
 
-CODE = ("data_prep.pairs", "data_prep.ledger", "data_prep.tars", "imprint.core")
+CODE = ("data_prep.pairs", "data_prep.decisions", "data_prep.ledger", "data_prep.tars", "imprint.core")
 CLIPS, FRAMES, MASKS, OUT = (
     Path("data/clips.parquet"),
     Path("data/frames"),
@@ -61,6 +62,8 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
         chosen, left_out = choose_pairs(clip, splits[clip.clip_id], params=section, order=orders[clip.clip_id])
         pairs += chosen
         rejections += left_out
+    pairs, dropped = drop_reviewed(pairs, masks, root)
+    rejections += dropped
     save_ledger(STAGE, rejections, root)
     print_counts(STAGE, f"{len(pairs)} pairs of {len(usable)} clips ({describe_counts(pairs)})", rejections)
     possible = {kind for clip in clips for kind in KINDS_OF_ORDER[orders[clip.clip_id]]}

@@ -96,6 +96,14 @@ class PackShards(Section):
     shard_mb: Annotated[float, Field(ge=64.0, le=512.0)]  # size of a full shard
 
 
+class ReportData(Section):
+    seed: int  # of the draw of what is shown
+    picture_px: Count  # height of the pictures
+    max_tracks: Natural
+    max_pairs_per_kind: Natural
+    max_pictures_per_reason: Natural
+
+
 class Rates(Section):
     """Peak learning rates of the parameter groups."""
 
@@ -195,6 +203,7 @@ class Params(Section):
     segment_objects: SegmentObjects
     mine_pairs: MinePairs
     pack_shards: PackShards
+    report_data: ReportData
     pretrain_encoder: PretrainEncoder
     freeze_encoder: FreezeEncoder
     train_compositor: TrainCompositor
