@@ -10,14 +10,13 @@ import pytest
 from data_prep.masks.instances import (
     Instance,
     compare_histograms,
-    compute_border_contact,
     compute_histogram,
     fill_small_holes,
     find_instances,
 )
 from data_prep.masks.tracking import compute_overlap, link_tracks
 from data_prep.tars import read_tar
-from imprint.core.geometry import Box, box_from_mask
+from imprint.core.geometry import Box, box_from_mask, compute_border_contact
 from imprint.core.params import SegmentObjects, load_params
 from imprint.core.pixels import decode_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, get_box, load_records
