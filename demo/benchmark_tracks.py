@@ -94,7 +94,9 @@ class ClipResult:
 
 def measure_clip(clip: ClipRecord, kind: str, truth: np.ndarray, *, root: Path, params: Params) -> ClipResult:
     """Compare one clip's tracks with its exact masks, uint8 [n, h, w], 0 or the instance's number."""
-    frames = [row for row in load_records(root / "data/frames/index.parquet", FrameRecord) if row.clip_id == clip.clip_id]
+    frames = [
+        row for row in load_records(root / "data/frames/index.parquet", FrameRecord) if row.clip_id == clip.clip_id
+    ]
     masks = [row for row in load_records(root / "data/masks/index.parquet", MaskRecord) if row.clip_id == clip.clip_id]
     pairs = [row for row in load_records(root / "data/pairs.parquet", PairRecord) if row.clip_id == clip.clip_id]
     source = {frame.sample_index: frame.source_index for frame in frames}
@@ -200,8 +202,7 @@ def count_recall(clip: ClipResult, params: Params) -> Counter[str]:
     mined = Counter(
         (found[p.track, p.reference_index].right_for, found[p.track, p.reference_index].row.shot)
         for p in clip.pairs
-        if p.kind == "video"
-        and found[p.track, p.reference_index].right_for == found[p.track, p.target_index].right_for
+        if p.kind == "video" and found[p.track, p.reference_index].right_for == found[p.track, p.target_index].right_for
     )
     for (instance, shot), frames in groups.items():
         pairs = list(combinations(frames, 2))
