@@ -14,7 +14,7 @@ from data_prep.masks.instances import (
     fill_small_holes,
     find_instances,
 )
-from data_prep.masks.tracking import compute_overlap, link_tracks
+from data_prep.masks.tracking import draw_instance, link_tracks
 from data_prep.tars import read_tar
 from imprint.core.geometry import Box, box_from_mask, compute_border_contact
 from imprint.core.params import SegmentObjects, load_params
@@ -35,7 +35,8 @@ def draw_objects(*objects: tuple[Box, tuple[int, int, int]]) -> tuple[np.ndarray
 
 
 def find(*objects: tuple[Box, tuple[int, int, int]]) -> list[Instance]:
-    return find_instances(*draw_objects(*objects), PARAMS)[0]
+    image, probability = draw_objects(*objects)
+    return find_instances(image, np.stack([probability, np.zeros(HW, np.float32)]), PARAMS)[0]
 
 
 def square(y0: int, x0: int, side: int = 20) -> Box:
@@ -93,7 +94,8 @@ def test_two_objects_and_their_measures():
 )
 def test_objects_are_rejected_with_a_reason(boxes, level, reason):
     image, probability = draw_objects(*[(box, RED) for box in boxes])
-    instances, rejected = find_instances(image, np.minimum(probability, level), PARAMS)
+    scores = np.stack([np.minimum(probability, level), np.zeros(HW, np.float32)])
+    instances, rejected = find_instances(image, scores, PARAMS)
     assert instances == []
     assert rejected == {reason: 1}
 
@@ -128,16 +130,15 @@ def test_a_histogram_forgives_light_but_not_another_colour():
     )
 
 
-def test_overlap_equals_that_of_full_masks():
+def test_a_drawn_instance_moves_and_is_cut_at_the_border():
     rng = np.random.default_rng(1)
     for _ in range(50):
-        a, b = (Box(int(y), int(x), int(y) + 20, int(x) + 30) for y, x in rng.integers(0, 40, (2, 2)))
-        first, second = find((a, RED))[0], find((b, RED))[0]
-        dy, dx = (int(value) for value in rng.integers(-8, 9, 2))
-        full_a, full_b = np.zeros((140, 140), bool), np.zeros((140, 140), bool)
-        full_a[a.y0 + 20 + dy : a.y1 + 20 + dy, a.x0 + 20 + dx : a.x1 + 20 + dx] = True
-        full_b[b.y0 + 20 : b.y1 + 20, b.x0 + 20 : b.x1 + 20] = True
-        assert compute_overlap(first, second, (dy, dx)) == (full_a & full_b).sum()
+        y, x = (int(value) for value in rng.integers(0, 50, 2))
+        dy, dx = (int(value) for value in rng.integers(-60, 61, 2))
+        instance = find((Box(y, x, y + 20, x + 30), RED))[0]
+        padded = np.zeros((HW[0] + 200, HW[1] + 200), bool)
+        padded[y + 100 + dy : y + 120 + dy, x + 100 + dx : x + 130 + dx] = True
+        np.testing.assert_array_equal(draw_instance(instance, HW, (dy, dx)), padded[100 : 100 + HW[0], 100 : 100 + HW[1]])
 
 
 # --- tracks ---------------------------------------------------------------------------------------------------------
