@@ -2,8 +2,8 @@
 
     python -m demo.benchmark_fringe
 
-Each test case's reference, an object with exact opacity and its own colours, is put over the case's empty scene, as it is
-and blurred a little, and compressed; so the object's true colour is known in every mixed pixel. It is then cut out,
+Each test case's reference, an object with exact opacity and its own colours, is put over the case's empty scene, as it
+is and blurred a little, and compressed; so the object's true colour is known in every mixed pixel. It is then cut out,
 with the exact mask (opacity from a half on) and with the one that the network of params.yaml finds. The fringe error is
 the mean difference from the true colour, of 255, over the mask's rim: its pixels within 2 px of its edge, but for those
 that the object does not reach (opacity below 0.05).

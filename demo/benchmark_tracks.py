@@ -2,8 +2,8 @@
 
     python -m demo.benchmark_tracks
 
-Reads what the stages left (`data/frames`, `data/masks`, `data/pairs.parquet`, the ledgers) and the exact masks beside the
-raw clips (`data/raw/demo`). All figures are of the clips of one kind: `single`, `multi` (two to four objects) or both.
+Reads what the stages left (`data/frames`, `data/masks`, `data/pairs.parquet`, the ledgers) and the exact masks beside
+the raw clips (`data/raw/demo`). Figures are of the clips of one kind: `single`, `multi` (2 to 4 objects) or both.
 
 - A mask's **main object** is the one of which it holds most pixels; its **purity** is that object's share of the mask's
   pixels that belong to any object. The background is no identity: how well outlines fit is the IoU's business.

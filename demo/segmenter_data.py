@@ -1,8 +1,7 @@
 """Pictures with exact masks for `demo/train_segmenter.py`: rendered scenes, and objects pasted over backgrounds.
 
-A folder of training data holds `objects/*.png` (RGBA views) and `scenes/`, see `load_scenes`; the base model's training
-world (`demo/training_world.py`) adds more of both. Backgrounds are the demo's procedural surfaces and the pictures that
-come inside scikit-image's wheel. Everything follows from seeds.
+A folder of training data holds `objects/*.png` (RGBA views) and `scenes/`, see `load_scenes`. Backgrounds are the
+demo's procedural surfaces and the pictures that come inside scikit-image's wheel. Everything follows from seeds.
 """
 
 from __future__ import annotations
@@ -14,17 +13,12 @@ import cv2
 import numpy as np
 
 from demo import textures as tx
-from demo.world_shards import read_objects
 from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, encode_image, load_image
 
 SIZE_PX = 128
 NUM_SURFACES = 500
-SCENE_SHARE = 0.35  # of the training pictures; the others are pasted
-WORLD_EVERY = 4  # of the training world's objects, one in so many is used
-WORLD_VIEWS = 6  # of each of them
-TWIN_SHARE = 0.3  # of the pasted objects, those of which a copy stands in the picture already
-CONTACT_PX = 2  # from an object's edge, how far the contact with another one reaches
+SCENE_SHARE = 0.6  # of the training pictures; the others are pasted
 # Inside scikit-image's wheel: no download.
 PHOTOS = (
     *("astronaut", "brick", "camera", "cell", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field"),
@@ -34,7 +28,7 @@ PHOTOS = (
 
 @dataclass(frozen=True)
 class Scenes:
-    """images: RGB uint8 [n, 128, 128, 3]; masks: uint8 [n, 128, 128], 0 or the object's number."""
+    """images: RGB uint8 [n, 128, 128, 3]; masks: uint8 [n, 128, 128], 0 or 255."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -49,34 +43,16 @@ class Pool:
     backgrounds: list[np.ndarray]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """RGB uint8 [128, 128, 3]; opacity of all objects uint8 [128, 128]; ids uint8 [128, 128], 0 or the object's number."""
-
-    image: np.ndarray
-    opacity: np.ndarray
-    ids: np.ndarray
-
-
 def draw_sample(pool: Pool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One training picture, RGB uint8 [128, 128, 3], and its targets uint8 [2, 128, 128]: opacity, and contact."""
+    """One training picture, RGB uint8 [128, 128, 3], and its foreground as opacity uint8 [128, 128]."""
     if len(pool.scenes.images) and rng.random() < SCENE_SHARE:
-        picture = _warp_scene(_draw_scene(pool.scenes, rng), rng)
+        image, mask = _draw_scene(pool.scenes, rng)
+        image, mask = _warp_scene(image, mask, rng)
     else:
-        picture = _paste_objects(pool, rng)
-    targets = np.stack([picture.opacity, compute_contact(picture.ids) * np.uint8(255)])
-    image = picture.image
+        image, mask = _paste_objects(pool, rng)
     if rng.random() < 0.5:
-        image, targets = image[:, ::-1], targets[..., ::-1]
-    return degrade(np.ascontiguousarray(image), rng), np.ascontiguousarray(targets)
-
-
-def compute_contact(ids: np.ndarray) -> np.ndarray:
-    """Pixels of an object within `CONTACT_PX` of another one: bool [h, w] of object numbers [h, w], 0 is none."""
-    kernel = np.ones((2 * CONTACT_PX + 1, 2 * CONTACT_PX + 1), np.uint8)
-    highest = cv2.dilate(ids, kernel)
-    lowest = cv2.erode(np.where(ids > 0, ids, 255).astype(np.uint8), kernel)
-    return (ids > 0) & (highest != lowest)
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    return degrade(np.ascontiguousarray(image), rng), np.ascontiguousarray(mask)
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -102,37 +78,19 @@ def load_scenes(folder: Path) -> Scenes:
             f"there are no scenes in {folder}; render them with python -m demo.render scenes --out {folder}"
         )
     images = [_fit(load_image(place / "image.png")) for place in places]
-    masks = [_fit(load_image(place / "mask.png")[..., 0], cv2.INTER_NEAREST) for place in places]
+    masks = [_fit((load_image(place / "mask.png")[..., 0] > 0) * np.uint8(255)) for place in places]
     return Scenes(np.stack(images), np.stack(masks))
 
 
 def load_objects(folder: Path) -> list[np.ndarray]:
     """RGBA views cut to their opaque box; the invisible ones left out."""
-    views = [_cut_out(load_image(path)) for path in sorted(folder.glob("*.png"))]
-    return [view for view in views if view is not None]
-
-
-def load_world(folder: Path) -> tuple[list[np.ndarray], Scenes]:
-    """Views and scenes of a share of the training world's objects, as `load_objects` and `load_scenes` give them."""
-    views, images, masks = [], [], []
-    for number, thing in enumerate(read_objects(folder)):
-        if number % WORLD_EVERY:
-            continue
-        members = thing.members
-        views += [decode_image(data, name) for name, data in members.items() if name.endswith(".object.webp")][
-            :WORLD_VIEWS
-        ]
-        for name in sorted(name for name in members if name.endswith(".scene.jpg")):
-            images.append(_fit(decode_image(members[name], name)))
-            mask = name.replace(".scene.jpg", ".mask.png")
-            masks.append(_fit((decode_image(members[mask], mask)[..., 0] > 127).astype(np.uint8), cv2.INTER_NEAREST))
-    cut = [_cut_out(view) for view in views]
-    return [view for view in cut if view is not None], Scenes(np.stack(images), np.stack(masks))
-
-
-def _cut_out(rgba: np.ndarray) -> np.ndarray | None:
-    x, y, width, height = cv2.boundingRect((rgba[..., 3] > 127).astype(np.uint8))
-    return np.ascontiguousarray(rgba[y : y + height, x : x + width]) if min(width, height) >= 8 else None
+    views = []
+    for path in sorted(folder.glob("*.png")):
+        rgba = load_image(path)
+        x, y, width, height = cv2.boundingRect((rgba[..., 3] > 127).astype(np.uint8))
+        if min(width, height) >= 8:
+            views.append(np.ascontiguousarray(rgba[y : y + height, x : x + width]))
+    return views
 
 
 def build_backgrounds(seed: int) -> list[np.ndarray]:
@@ -147,29 +105,26 @@ def build_backgrounds(seed: int) -> list[np.ndarray]:
     return surfaces + patterns + photos * 12
 
 
-def _fit(image: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
+def _fit(image: np.ndarray) -> np.ndarray:
     if image.shape[:2] == (SIZE_PX, SIZE_PX):
         return image
-    return cv2.resize(image, (SIZE_PX, SIZE_PX), interpolation=interpolation)
+    return cv2.resize(image, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
 
 
-def _draw_scene(scenes: Scenes, rng: np.random.Generator) -> Picture:
+def _draw_scene(scenes: Scenes, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     index = int(rng.integers(len(scenes.images)))
-    ids = scenes.masks[index]
-    return Picture(scenes.images[index], (ids > 0) * np.uint8(255), ids)
+    return scenes.images[index], scenes.masks[index]
 
 
-def _warp_scene(picture: Picture, rng: np.random.Generator) -> Picture:
+def _warp_scene(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Zoom, squeeze, tilt and shift; what lies outside is mirrored in."""
     if rng.random() < 0.3:
-        return picture
+        return image, mask
     matrix = _sample_matrix(rng, zoom=rng.uniform(0.75, 1.5), tilt_deg=rng.normal(0, 6))
-
-    def warp(layer: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-        size = (SIZE_PX, SIZE_PX)
-        return cv2.warpAffine(layer, matrix, size, flags=interpolation, borderMode=cv2.BORDER_REFLECT_101)
-
-    return Picture(warp(picture.image), warp(picture.opacity), warp(picture.ids, cv2.INTER_NEAREST))
+    size = (SIZE_PX, SIZE_PX)
+    border = cv2.BORDER_REFLECT_101
+    warped = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border)
+    return warped, cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 def _sample_matrix(rng: np.random.Generator, *, zoom: float, tilt_deg: float) -> np.ndarray:
@@ -193,31 +148,18 @@ def _relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture * light[..., None], 0, 1).astype(np.float32)
 
 
-def _paste_objects(pool: Pool, rng: np.random.Generator) -> Picture:
-    """None to four objects with shadows over a background, or over a scene; most of several touch one another."""
-    count = int(rng.choice([0, 1, 2, 3, 4], p=[0.06, 0.28, 0.34, 0.22, 0.1]))
-    if len(pool.scenes.images) and rng.random() < 0.3:
-        picture = _draw_scene(pool.scenes, rng)
+def _paste_objects(pool: Pool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """None to three objects with shadows over a background, or over a scene."""
+    count = int(rng.choice([0, 1, 2, 3], p=[0.08, 0.6, 0.2, 0.12]))
+    if len(pool.scenes.images) and rng.random() < 0.2:
+        image, mask = _draw_scene(pool.scenes, rng)
     else:
-        empty = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
-        picture = Picture(_draw_background(pool.backgrounds, rng), empty, empty)
-    used: list[np.ndarray] = []
+        image, mask = _draw_background(pool.backgrounds, rng), np.zeros((SIZE_PX, SIZE_PX), np.uint8)
     for _ in range(count):
-        twin = bool(used) and rng.random() < TWIN_SHARE
-        used.append(used[int(rng.integers(len(used)))] if twin else _draw_object(pool, rng))
-        longest_px = SIZE_PX * (rng.uniform(0.3, 0.95) if count == 1 else rng.uniform(0.2, 0.6))
-        picture = _paste(picture, _place(used[-1], longest_px, _draw_place(picture.ids, rng), rng), rng)
-    return picture
-
-
-def _draw_place(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """x, y of the next object's middle: anywhere, or beside the middle of one that is there."""
-    numbers = np.unique(ids[ids > 0])
-    if len(numbers) == 0 or rng.random() < 0.3:
-        return SIZE_PX * rng.uniform(0.2, 0.8, 2)
-    rows, columns = np.nonzero(ids == rng.choice(numbers))
-    reach_px = 1.1 * np.sqrt(len(rows))
-    return np.array([columns.mean(), rows.mean()]) + rng.uniform(-reach_px, reach_px, 2) * (1.0, 0.5)
+        rgba = _draw_object(pool, rng)
+        longest_px = SIZE_PX * (rng.uniform(0.3, 0.95) if count == 1 else rng.uniform(0.2, 0.55))
+        image, mask = _paste(image, mask, _place(rgba, longest_px, rng), rng)
+    return image, mask
 
 
 def _draw_background(backgrounds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -269,13 +211,13 @@ def _draw_object(pool: Pool, rng: np.random.Generator) -> np.ndarray:
     return np.dstack([np.clip(texture, 0, 255).astype(np.uint8), alpha])
 
 
-def _place(rgba: np.ndarray, longest_px: float, middle_xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _place(rgba: np.ndarray, longest_px: float, rng: np.random.Generator) -> np.ndarray:
     """The object on a transparent canvas of the picture's size: float32 [128, 128, 4], colours times opacity."""
     height, width = rgba.shape[:2]
     scale = longest_px / max(height, width)
     tilt_deg = rng.uniform(-180, 180) if rng.random() < 0.1 else rng.normal(0, 8)
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), tilt_deg, scale)
-    matrix[:, 2] += middle_xy - (width / 2, height / 2)
+    matrix[:, 2] += SIZE_PX * rng.uniform(0.2, 0.8, 2) - (width / 2, height / 2)
     premultiplied = rgba.astype(np.float32) / 255.0
     premultiplied[..., :3] *= premultiplied[..., 3:] * rng.uniform(0.7, 1.15)
     if scale < 0.7:  # a large picture made small: average first, or the edges alias
@@ -283,15 +225,16 @@ def _place(rgba: np.ndarray, longest_px: float, middle_xy: np.ndarray, rng: np.r
     return cv2.warpAffine(premultiplied, matrix, (SIZE_PX, SIZE_PX), flags=cv2.INTER_LINEAR)
 
 
-def _paste(picture: Picture, layer: np.ndarray, rng: np.random.Generator) -> Picture:
+def _paste(
+    image: np.ndarray, mask: np.ndarray, layer: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     alpha = layer[..., 3:]
-    below = picture.image.astype(np.float32) / 255.0
+    below = image.astype(np.float32) / 255.0
     if rng.random() < 0.75:
         below = below * _cast_shadow(alpha[..., 0], rng)
     mixed = np.clip(below * (1 - alpha) + layer[..., :3], 0, 1)
-    covered = np.maximum(picture.opacity, np.rint(alpha[..., 0] * 255).astype(np.uint8))
-    ids = np.where(alpha[..., 0] > 0.5, picture.ids.max() + 1, picture.ids).astype(np.uint8)
-    return Picture(np.rint(mixed * 255).astype(np.uint8), covered, ids)
+    covered = np.maximum(mask, np.rint(alpha[..., 0] * 255).astype(np.uint8))
+    return np.rint(mixed * 255).astype(np.uint8), covered
 
 
 def _cast_shadow(alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,11 +1,9 @@
 """Train the shipped segmentation network and export it to ONNX; see `imprint/segmentation/networks.py`.
 
-    python -m demo.train_segmenter --data build/segmenter --world work/world/objects \
-        --output imprint/segmentation/imprint_small.onnx
+    python -m demo.train_segmenter --data build/segmenter --output imprint/segmentation/imprint_small.onnx
 
-It learns two things of a picture: where objects are, and where two of them touch. Needs the `render` extra's `onnx`
-package. The result follows from the data, the seed and the number of steps, on one machine with one thread count. The
-last tenth of the scenes is kept out of the training and measured at the end.
+Needs the `render` extra's `onnx` package. The result follows from the data, the seed and the number of steps, on one
+machine with one thread count. The last tenth of the scenes is kept out of the training and measured at the end.
 """
 
 from __future__ import annotations
@@ -24,24 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from demo.segmenter_data import (
-    SIZE_PX,
-    Pool,
-    Scenes,
-    build_backgrounds,
-    draw_sample,
-    load_objects,
-    load_scenes,
-    load_world,
-)
+from demo.segmenter_data import SIZE_PX, Pool, Scenes, build_backgrounds, draw_sample, load_objects, load_scenes
 from imprint.core.files import write_bytes_atomic
 from imprint.core.progress import show_progress
 from imprint.segmentation.networks import IMAGENET_MEAN, IMAGENET_STD
 
 WIDTHS = (8, 16, 32, 64, 80)  # channels at 128, 64, 32, 16 and 8 px
+MAX_RATE = 3e-3
 WARMUP_STEPS = 100
 EMA_DECAY = 0.99
-CONTACT_WEIGHT = 4.0  # of a pixel in contact against one that is not
 
 
 class Block(nn.Module):
@@ -67,9 +56,9 @@ class SmallUNet(nn.Module):
         self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], widths[-1], 1), nn.ReLU())
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(pairs))
         self.up = nn.ModuleList(nn.Sequential(*_conv(a, a)) for a, _ in reversed(pairs))
-        self.head = nn.Conv2d(widths[0], 2, 1)
+        self.head = nn.Conv2d(widths[0], 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # [b 3 h w], normalised => logits [b 2 h w]: object, contact
+    def forward(self, x: Tensor) -> Tensor:  # [b 3 h w], normalised => logits [b 1 h w]
         levels = [self.stem(x)]
         for down in self.down:
             levels.append(down(levels[-1]))
@@ -79,42 +68,6 @@ class SmallUNet(nn.Module):
             x = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
             x = up(levels.pop() + x)
         return self.head(x)
-
-
-@torch.no_grad()
-def load_network(path: Path, images: Tensor) -> SmallUNet:
-    """The network of an exported file, to be trained on; the head's rows that the file lacks stay random.
-
-    An export folds each normalisation into the convolution before it. Here it is taken out again: its statistics are
-    those of `images`, uint8 [b h w 3], and its scale and shift undo them, so that the network computes what it did.
-    """
-    import onnx
-
-    graph = onnx.load(path).graph
-    arrays = {item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer}
-    convolutions = iter([node.input[1:3] for node in graph.node if node.op_type == "Conv"])  # as they are computed
-    shifts: list[Tensor] = []
-
-    def fill(conv: nn.Conv2d, _: object) -> None:
-        weight, shift = (arrays[name] for name in next(convolutions))
-        conv.weight[: len(weight)] = weight
-        shifts.append(shift)
-        if conv.bias is not None:
-            conv.bias[: len(shift)] = shift
-
-    def unfold(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-        variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
-        norm.running_mean, norm.running_var = mean, variance
-        norm.weight.copy_((variance + norm.eps).sqrt())
-        norm.bias.copy_(mean + shifts[-1])
-
-    model = SmallUNet().eval()
-    hooks = [m.register_forward_pre_hook(fill) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(unfold) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    model(normalize(images))
-    for hook in hooks:
-        hook.remove()
-    return model.train()
 
 
 class SampleDataset(Dataset):
@@ -138,46 +91,29 @@ def normalize(images: Tensor) -> Tensor:
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def compute_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy plus Dice, of objects and, within them, of contact. Both [b 2 h w]; targets in [0, 1]."""
-    (objects, contact), (opacity, touching) = logits.unbind(1), targets.unbind(1)
-    entropy = F.binary_cross_entropy_with_logits(objects, opacity)
-    weight = (opacity > 0.5) * (1 + (CONTACT_WEIGHT - 1) * touching)
-    contact_entropy = F.binary_cross_entropy_with_logits(contact, touching, weight, reduction="sum")
-    found, overlap = torch.sigmoid(contact) * (opacity > 0.5), torch.sigmoid(contact) * touching
-    contact_dice = (2 * overlap.sum() + 20) / (found.sum() + touching.sum() + 20)  # of the batch: few have any
-    return entropy + contact_entropy / weight.sum().clamp(min=1) + 0.5 * (2 - _dice(objects, opacity) - contact_dice)
-
-
-def _dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over pictures [b h w]."""
+def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
+    """Binary cross-entropy plus Dice per picture. logits: [b 1 h w]; opacity: [b h w] in [0, 1]."""
+    logits = logits[:, 0]
+    entropy = F.binary_cross_entropy_with_logits(logits, opacity)
     probability = torch.sigmoid(logits)
-    overlap = (probability * target).sum((1, 2))
-    return ((2 * overlap + 20) / (probability.sum((1, 2)) + target.sum((1, 2)) + 20)).mean()
+    overlap = (probability * opacity).sum((1, 2))
+    dice = (2 * overlap + 20) / (probability.sum((1, 2)) + opacity.sum((1, 2)) + 20)
+    return entropy + 0.5 * (1 - dice).mean()
 
 
-def build_network(init: Path | None, pool: Pool, seed: int) -> SmallUNet:
-    """A fresh network, or that of the file `init`."""
-    torch.manual_seed(seed)
-    if init is None:
-        return SmallUNet()
-    dataset = SampleDataset(pool, seed + 1, 64)
-    return load_network(init, torch.stack([torch.from_numpy(dataset[index][0]) for index in range(len(dataset))]))
-
-
-def train(
-    model: SmallUNet, pool: Pool, *, rate: float, steps: int, batch_size: int, seed: int, workers: int
-) -> SmallUNet:
+def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int) -> SmallUNet:
     """The averaged network after `steps` steps of AdamW with warm-up and cosine."""
+    torch.manual_seed(seed)
+    model = SmallUNet()
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=min(WARMUP_STEPS / steps, 0.3), cycle_momentum=False
+        optimizer, MAX_RATE, total_steps=steps, pct_start=min(WARMUP_STEPS / steps, 0.3), cycle_momentum=False
     )
     loader = DataLoader(SampleDataset(pool, seed, steps * batch_size), batch_size, num_workers=workers)
     with show_progress("train segmenter", steps) as bar:
-        for step, (images, targets) in enumerate(loader):
-            loss = compute_loss(model(normalize(images)), targets.float() / 255.0)
+        for step, (images, opacities) in enumerate(loader):
+            loss = compute_loss(model(normalize(images)), opacities.float() / 255.0)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -194,13 +130,13 @@ def compute_mean_iou(model: SmallUNet, scenes: Scenes) -> float:
     ious = []
     for image, mask in zip(scenes.images, scenes.masks, strict=True):
         found = model(normalize(torch.from_numpy(image)[None]))[0, 0].numpy() > 0
-        truth = mask > 0
+        truth = mask > 127
         ious.append((found & truth).sum() / max((found | truth).sum(), 1))
     return float(np.mean(ious))
 
 
 def export_onnx(model: SmallUNet) -> bytes:
-    """ONNX file: `image` float32 [b, 3, 128, 128], normalised => `probability` [b, 2, 128, 128]: object, contact."""
+    """ONNX file: `image` float32 [b, 3, 128, 128], normalised => `probability` [b, 1, 128, 128]."""
     network = nn.Sequential(model, nn.Sigmoid()).eval()
     example = (torch.zeros(1, 3, SIZE_PX, SIZE_PX),)
     axes = {"image": {0: "batch"}, "probability": {0: "batch"}}
@@ -215,10 +151,7 @@ def export_onnx(model: SmallUNet) -> bytes:
 
 def main(
     data: Annotated[Path, typer.Option(help="folder with objects/ and scenes/")],
-    world: Annotated[Path, typer.Option(help="the training world's folder of objects")],
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
-    init: Annotated[Path | None, typer.Option(help="an ONNX file of ours to start from")] = None,
-    rate: Annotated[float, typer.Option(help="the highest learning rate")] = 3e-3,
     steps: int = 1400,
     batch_size: int = 16,
     seed: int = 0,
@@ -229,14 +162,10 @@ def main(
     torch.set_num_threads(threads)
     scenes = load_scenes(data / "scenes")
     split = len(scenes.images) * 9 // 10
-    views, more = load_world(world)
-    images, masks = (
-        np.concatenate([a[:split], b]) for a, b in ((scenes.images, more.images), (scenes.masks, more.masks))
-    )
+    training = Scenes(scenes.images[:split], scenes.masks[:split])
     held_out = Scenes(scenes.images[split:], scenes.masks[split:])
-    pool = Pool(Scenes(images, masks), load_objects(data / "objects") + views, build_backgrounds(seed))
-    model = build_network(init, pool, seed)
-    model = train(model, pool, rate=rate, steps=steps, batch_size=batch_size, seed=seed, workers=workers)
+    pool = Pool(training, load_objects(data / "objects"), build_backgrounds(seed))
+    model = train(pool, steps=steps, batch_size=batch_size, seed=seed, workers=workers)
     write_bytes_atomic(output, export_onnx(model))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, {output.stat().st_size / 1e6:.2f} MB")

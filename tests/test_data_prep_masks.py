@@ -35,8 +35,7 @@ def draw_objects(*objects: tuple[Box, tuple[int, int, int]]) -> tuple[np.ndarray
 
 
 def find(*objects: tuple[Box, tuple[int, int, int]]) -> list[Instance]:
-    image, probability = draw_objects(*objects)
-    return find_instances(image, np.stack([probability, np.zeros(HW, np.float32)]), PARAMS)[0]
+    return find_instances(*draw_objects(*objects), PARAMS)[0]
 
 
 def square(y0: int, x0: int, side: int = 20) -> Box:
@@ -94,8 +93,7 @@ def test_two_objects_and_their_measures():
 )
 def test_objects_are_rejected_with_a_reason(boxes, level, reason):
     image, probability = draw_objects(*[(box, RED) for box in boxes])
-    scores = np.stack([np.minimum(probability, level), np.zeros(HW, np.float32)])
-    instances, rejected = find_instances(image, scores, PARAMS)
+    instances, rejected = find_instances(image, np.minimum(probability, level), PARAMS)
     assert instances == []
     assert rejected == {reason: 1}
 
@@ -138,7 +136,9 @@ def test_a_drawn_instance_moves_and_is_cut_at_the_border():
         instance = find((Box(y, x, y + 20, x + 30), RED))[0]
         padded = np.zeros((HW[0] + 200, HW[1] + 200), bool)
         padded[y + 100 + dy : y + 120 + dy, x + 100 + dx : x + 130 + dx] = True
-        np.testing.assert_array_equal(draw_instance(instance, HW, (dy, dx)), padded[100 : 100 + HW[0], 100 : 100 + HW[1]])
+        np.testing.assert_array_equal(
+            draw_instance(instance, HW, (dy, dx)), padded[100 : 100 + HW[0], 100 : 100 + HW[1]]
+        )
 
 
 # --- tracks ---------------------------------------------------------------------------------------------------------

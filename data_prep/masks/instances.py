@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data_prep.masks.splitting import split_foreground
 from imprint.core.geometry import Box, box_from_mask, compute_border_contact
 from imprint.core.masks import largest_component
 from imprint.core.params import SegmentObjects
 
+GROUP_SHARE = 0.01  # pieces nearer than about twice this share of the frame's shorter side count as one object
 HOLE_SHARE = 0.05  # holes up to this share of the object are filled
 RIM_PX = 2  # half the width of the rim in which the network's certainty is measured
 SURE_MARGIN = 0.3  # a probability this far from 0.5 is a sure one
@@ -34,23 +34,29 @@ class Instance:
 
 
 def find_instances(
-    image: np.ndarray, scores: np.ndarray, params: SegmentObjects
+    image: np.ndarray, probability: np.ndarray, params: SegmentObjects
 ) -> tuple[list[Instance], Counter[str]]:
-    """Objects of an RGB frame from its scores float32 [2, h, w] (foreground, contact), and how many were rejected by reason.
+    """Objects of an RGB frame from its foreground probability float32 [h, w], and how many were rejected by reason.
 
     Pieces that nearly touch are one object, whose largest piece must make up `min_component_share` of it: two
-    objects in a near contact that the network does not see are rather dropped than joined.
+    objects in a near contact are rather dropped than joined.
     """
-    probability, contact = scores
     foreground = probability >= params.threshold
     instances, rejected = [], Counter[str]()
-    for group in split_foreground(foreground, foreground & (contact >= params.contact_threshold)):
+    for group in _split_groups(foreground):
         result = _clean_object(image, probability, group, params)
         if isinstance(result, str):
             rejected[result] += 1
         else:
             instances.append(result)
     return instances, rejected
+
+
+def _split_groups(foreground: np.ndarray) -> list[np.ndarray]:
+    radius_px = max(1, round(GROUP_SHARE * min(foreground.shape)))
+    kernel = np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8)
+    count, labels = cv2.connectedComponents(cv2.dilate(foreground.astype(np.uint8), kernel), connectivity=8)
+    return [foreground & (labels == label) for label in range(1, count)]
 
 
 def _clean_object(

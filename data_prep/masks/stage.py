@@ -118,8 +118,8 @@ def find_objects(job: ClipJob) -> tuple[list[list[Instance]], list[Rejection]]:
     for start in range(0, len(job.frames), size):
         batch = job.frames[start : start + size]
         images = [decode_image(members[frame.member], f"{job.tar}:{frame.member}") for frame in batch]
-        for frame, image, scores in zip(batch, images, session.predict_with_contact(images), strict=True):
-            instances, rejected = find_instances(image, scores, job.params)
+        for frame, image, probability in zip(batch, images, session.predict(images), strict=True):
+            instances, rejected = find_instances(image, probability, job.params)
             found.append(instances)
             rejections += _explain_objects(frame, rejected)
     return found, rejections

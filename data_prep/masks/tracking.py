@@ -1,8 +1,9 @@
 """Links objects over time into tracks: by overlap with the predicted mask, area and colours.
 
 Precision before recall: a pair that joins two objects is the worst defect of the data, a track cut in two costs little.
-So a link needs a partner on both sides that nobody else touches. Where two tracks run into one component, both end, and
-the component and what follows it are in doubt; where a track falls apart, all of it is in doubt.
+So a link needs a partner without a rival on either side, which takes no ground from another track. Where two tracks
+run into one component, both end, and the component and what follows it are in doubt; where a track falls apart, all of
+it is in doubt. Two objects that are one component all through a shot are beyond this: nothing here tells them from one.
 """
 
 from __future__ import annotations
@@ -63,23 +64,20 @@ def _step(
     overlaps = _compute_overlaps(live, frames, position, instances)
     links = _find_links(live, instances, overlaps, min_iou)
     touches = overlaps.find_touches(links)
+    pieces = touches.sum(axis=1)
+    pieces[list(links)] += 1
     ended, active = [], []
     for row, track in enumerate(live):
-        partners = np.flatnonzero(touches[row])
-        track.doubtful |= len(partners) > 1 - (
-            row in links
-        )  # it falls apart: it may have been two objects all the time
+        track.doubtful |= bool(pieces[row] > 1)  # it falls apart: it may have been two objects all the time
         if row in links:
             track.append(position, instances[links[row]])
-        if row in links or len(partners) == 0:  # unseen in this frame, it may come back in the next
-            active.append(track)
-        else:
-            ended.append(track)
+        # unseen in this frame, it may come back in the next; met but not linked, it ends
+        (active if row in links or pieces[row] == 0 else ended).append(track)
     for column, instance in enumerate(instances):
         if column not in links.values():
-            before = [live[row] for row in np.flatnonzero(touches[:, column])]
-            split = any(touches[row].sum() > 1 - (row in links) for row in np.flatnonzero(touches[:, column]))
-            active.append(Track([position], [instance], doubtful=_is_doubtful(instance, before, split)))
+            rows = np.flatnonzero(touches[:, column])
+            doubtful = _is_doubtful(instance, [live[row] for row in rows], split=bool((pieces[rows] > 1).any()))
+            active.append(Track([position], [instance], doubtful=doubtful))
     return ended, active
 
 

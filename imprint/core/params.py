@@ -50,7 +50,6 @@ class SegmentObjects(Section):
     model: str  # "imprint-small" (shipped), a rembg model's name, or the path of an ONNX file
     allow_noncommercial: bool
     threshold: Share
-    contact_threshold: Share  # from which two objects are held to touch at a pixel; 1: never
     min_area_share: Share
     max_area_share: Share
     min_component_share: Share  # an object's largest component / all its pixels

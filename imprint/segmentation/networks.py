@@ -27,7 +27,6 @@ class Network:
     """How to feed a network: square pictures of `size_px` (a fixed size in the file wins), `(x / max - mean) / std`.
 
     logits: whether its output needs a sigmoid; None: found by trying when it is opened.
-    contact: whether a second channel says where two objects touch, as `demo/train_segmenter.py` teaches it.
     """
 
     size_px: int = 320
@@ -35,11 +34,10 @@ class Network:
     std: Colour = IMAGENET_STD
     logits: bool | None = None
     commercial: bool = True
-    contact: bool = False
 
 
 ANY_FILE = Network()  # the convention for ONNX files of the user's own; rembg's `u2net_custom` has it too
-SHIPPED = Network(size_px=128, logits=False, contact=True)
+SHIPPED = Network(size_px=128, logits=False)
 _BIREFNET = Network(size_px=1024, logits=True)
 
 # rembg's own input sizes, means and outputs (rembg/sessions/*.py, 2.0.86).

@@ -50,28 +50,22 @@ class NetworkSession(BaseSession):
 
     def predict(self, img: Image.Image, *_: Any, **__: Any) -> list[Image.Image]:
         """One picture => one mask, grey 0-255 = probability 0-1, at the picture's size."""
-        scores = self.compute_scores([np.asarray(img.convert("RGB"))])[0][0]
+        scores = self.compute_scores([np.asarray(img.convert("RGB"))])[0]
         return [Image.fromarray(np.rint(scores * 255).astype(np.uint8))]
 
     def compute_scores(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """RGB uint8 [h, w, 3] of any sizes => float32 [2, h, w]: foreground, contact; one call of the network.
-
-        Contact is 0 everywhere where the network does not know it.
-        """
+        """RGB uint8 [h, w, 3] of any sizes => float32 [h, w] foreground probabilities; one call of the network."""
         raw = self.run_network(images)
         probabilities = 0.5 + 0.5 * np.tanh(0.5 * raw) if self.logits else raw  # the sigmoid, without overflow
-        knows_contact = self.network.contact and probabilities.shape[1] > 1
-        contact = probabilities[:, 1] if knows_contact else np.zeros_like(probabilities[:, 0])
-        scores = np.stack([probabilities[:, 0], contact], axis=1)
-        return [_resize_scores(s, i.shape[:2]) for s, i in zip(scores, images, strict=True)]
+        return [_resize_scores(p, i.shape[:2]) for p, i in zip(probabilities, images, strict=True)]
 
     def run_network(self, images: list[np.ndarray]) -> np.ndarray:
-        """The network's first output, float32 [b, c, h, w], as it is."""
+        """The network's first output, float32 [b, h, w], as it is."""
         feed = self.inner_session.get_inputs()[0]
         pixels = np.concatenate([self._normalize(image)[feed.name] for image in images])
         dtype = np.float16 if feed.type == "tensor(float16)" else np.float32
         output = np.asarray(self.inner_session.run(None, {feed.name: pixels.astype(dtype)})[0], np.float32)
-        return output if output.ndim == 4 else output[:, None]
+        return output[:, 0] if output.ndim == 4 else output
 
     def _normalize(self, image: np.ndarray) -> dict[str, np.ndarray]:
         size_wh = (self.size_hw[1], self.size_hw[0])
@@ -88,10 +82,6 @@ class ObjectSession:
 
     def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """RGB uint8 [h, w, 3] of any sizes => float32 [h, w] raw foreground probabilities in [0, 1], at their sizes."""
-        return [scores[0] for scores in self.predict_with_contact(images)]
-
-    def predict_with_contact(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """As `predict`, float32 [2, h, w]: foreground, and the probability that two objects touch at this pixel."""
         size = self.rembg_session.fixed_batch or self.batch_size
         batches = [images[start : start + size] for start in range(0, len(images), size)]
         return [scores for batch in batches for scores in self.rembg_session.compute_scores(batch)]
@@ -160,9 +150,9 @@ def _find_logits(session: NetworkSession) -> bool:
 
 
 def _resize_scores(scores: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:
-    mode = cv2.INTER_AREA if size_hw[0] < scores.shape[1] else cv2.INTER_LINEAR
-    size_wh = (size_hw[1], size_hw[0])
-    return np.clip(np.stack([cv2.resize(plane, size_wh, interpolation=mode) for plane in scores]), 0.0, 1.0)
+    smaller = size_hw[0] < scores.shape[0]
+    mode = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.clip(cv2.resize(scores, (size_hw[1], size_hw[0]), interpolation=mode), 0.0, 1.0)
 
 
 def _first_line(error: BaseException) -> str:
