@@ -188,6 +188,25 @@ def test_an_object_that_falls_apart_was_in_doubt_all_the_time():
     assert link(found) == [([0, 1, 2], True), ([3, 4, 5], False), ([3, 4, 5], False)]
 
 
+def test_an_object_that_stops_short_of_another_loses_no_track():
+    columns = [80, 72, 64, 64, 64]  # at its speed it would cover a fifth of the other one in the fourth frame
+    found = [find((square(20, 40), RED), (square(20, x), BLUE)) for x in columns]
+    assert link(found) == [(list(range(5)), False), (list(range(5)), False)]
+
+
+def test_a_track_with_two_partners_as_good_ends():
+    found = [find((square(30, 30), RED))] * 3 + [find((square(18, 30), RED), (square(42, 30), RED))] * 3
+    assert [frames for frames, _ in link(found)] == [[0, 1, 2], [3, 4, 5], [3, 4, 5]]
+
+
+def test_an_object_that_takes_a_neighbours_place_is_in_doubt():
+    small = Box(20, 63, 40, 68)  # a quarter of its neighbour: joined, the two have grown by less than a sudden growth
+    found = [find((square(20, 40), RED), (small, RED))] * 3 + [find((Box(20, 40, 40, 65), RED))] * 3
+    tracks = link(found)
+    assert ([3, 4, 5], True) in tracks
+    assert all(max(frames) == 2 for frames, doubtful in tracks if not doubtful)
+
+
 def test_a_sudden_growth_is_in_doubt():
     found = [find((square(20, 30), RED))] * 3 + [find((Box(20, 30, 40, 70), RED))] * 3
     assert link(found) == [([0, 1, 2], False), ([3, 4, 5], True)]
