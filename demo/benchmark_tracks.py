@@ -92,20 +92,37 @@ class ClipResult:
         return {(mask.row.track, mask.row.sample_index): mask for mask in self.masks}
 
 
-def measure_clip(clip: ClipRecord, kind: str, truth: np.ndarray, *, root: Path, params: Params) -> ClipResult:
+@dataclass(frozen=True)
+class Outputs:
+    """What the stages left."""
+
+    frames: list[FrameRecord]
+    masks: list[MaskRecord]
+    pairs: list[PairRecord]
+
+
+def load_outputs(root: Path) -> Outputs:
+    """Frames, masks and pairs of all clips."""
+    return Outputs(
+        load_records(root / "data/frames/index.parquet", FrameRecord),
+        load_records(root / "data/masks/index.parquet", MaskRecord),
+        load_records(root / "data/pairs.parquet", PairRecord),
+    )
+
+
+def measure_clip(
+    clip_id: str, kind: str, truth: np.ndarray, *, outputs: Outputs, masks_tar: Path, params: Params
+) -> ClipResult:
     """Compare one clip's tracks with its exact masks, uint8 [n, h, w], 0 or the instance's number."""
-    frames = [
-        row for row in load_records(root / "data/frames/index.parquet", FrameRecord) if row.clip_id == clip.clip_id
-    ]
-    masks = [row for row in load_records(root / "data/masks/index.parquet", MaskRecord) if row.clip_id == clip.clip_id]
-    pairs = [row for row in load_records(root / "data/pairs.parquet", PairRecord) if row.clip_id == clip.clip_id]
+    frames = [row for row in outputs.frames if row.clip_id == clip_id]
+    masks = [row for row in outputs.masks if row.clip_id == clip_id]
     source = {frame.sample_index: frame.source_index for frame in frames}
     found = [
         compare_mask(row, mask == row.track, truth[source[row.sample_index]])
-        for row, mask in read_masks(masks, root / f"data/masks/{clip.clip_id}.tar")
+        for row, mask in read_masks(masks, masks_tar)
     ]
     views = [View(number, frame) for frame in frames for number in list_usable(truth[frame.source_index], params)]
-    return ClipResult(kind, found, views, pairs)
+    return ClipResult(kind, found, views, [row for row in outputs.pairs if row.clip_id == clip_id])
 
 
 def read_masks(rows: Sequence[MaskRecord], path: Path) -> Iterator[tuple[MaskRecord, np.ndarray]]:
@@ -231,14 +248,15 @@ def benchmark(root: Path) -> None:
     if not (raw / "clips.json").is_file():
         raise InputError(f"{raw} holds no demo clips; run `dvc repro mine_pairs` with ingest.source at its default")
     truths = {record["name"]: record for record in json.loads((raw / "clips.json").read_text())}
-    results = []
+    outputs, results = load_outputs(root), []
     for clip in load_records(root / "data/clips.parquet", ClipRecord):
         record = truths.get(Path(clip.path).stem)
         if record is None:
             raise InputError(f"{clip.path} is no demo clip; set ingest.source to {raw / 'clips'} and run `dvc repro`")
         stack = load_image(raw / "masks" / f"{record['name']}.png")[..., 0]
         truth = np.stack(np.split(stack, record["num_frames"]))
-        results.append(measure_clip(clip, record["kind"], truth, root=root, params=params))
+        tar = root / f"data/masks/{clip.clip_id}.tar"
+        results.append(measure_clip(clip.clip_id, record["kind"], truth, outputs=outputs, masks_tar=tar, params=params))
     columns = []
     for kinds in KINDS.values():
         clips = [clip for clip in results if clip.kind in kinds]

@@ -195,7 +195,8 @@ def test_an_object_that_stops_short_of_another_loses_no_track():
 
 
 def test_a_track_with_two_partners_as_good_ends():
-    found = [find((square(30, 30), RED))] * 3 + [find((square(18, 30), RED), (square(42, 30), RED))] * 3
+    halves = Box(24, 30, 39, 50), Box(42, 30, 57, 50)
+    found = [find((square(30, 30), RED))] * 3 + [find(*((half, RED) for half in halves))] * 3
     assert [frames for frames, _ in link(found)] == [[0, 1, 2], [3, 4, 5], [3, 4, 5]]
 
 
