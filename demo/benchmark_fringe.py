@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import sys
 import tarfile
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import cv2
 import numpy as np
@@ -28,6 +27,10 @@ from imprint.core.params import load_params
 from imprint.core.pixels import decode_image, encode_image
 from imprint.segmentation import build_session
 
+if TYPE_CHECKING:
+    from imprint.segmentation.session import ObjectSession
+
+Errors = dict[str, tuple[float, float]]  # as found, estimated
 ARCHIVE = Path(__file__).with_name("assets") / "cases.tar"
 RIM_PX = 2
 MIN_OPACITY = 0.05
@@ -66,24 +69,30 @@ def compute_fringe_error(colours: np.ndarray, truth: np.ndarray, mask: np.ndarra
     return float(np.abs(colours.astype(np.float32) - truth)[rim].mean())
 
 
+def cut_out(reference: np.ndarray, plate: np.ndarray, sigma_px: float, *, session: ObjectSession) -> Errors:
+    """Fringe errors as found and estimated, by the mask's name; a mask that misses the object has none."""
+    picture, truth, opacity = photograph(reference, plate, sigma_px)
+    masks = {"exact mask": opacity >= 0.5, "network's": session.predict([picture])[0] >= session.threshold}
+    errors: Errors = {}
+    for name, mask in masks.items():
+        if (mask & masks["exact mask"]).any():
+            shown = picture, estimate_foreground(picture, mask)
+            before, after = (compute_fringe_error(colours, truth, mask, opacity) for colours in shown)
+            errors[name] = before, after
+    return errors
+
+
 def benchmark(archive: Path) -> None:
     """Print the table."""
-    params = load_params().segment_objects
-    session = build_session(params)
-    errors: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for reference, plate in read_cases(archive):
-        for softness, sigma_px in SOFTNESS_PX.items():
-            picture, truth, opacity = photograph(reference, plate, sigma_px)
-            found = session.predict([picture])[0] >= params.threshold
-            for name, mask in {"exact mask": opacity >= 0.5, "network's": found}.items():
-                if (mask & (opacity >= 0.5)).any():
-                    shown = (picture, estimate_foreground(picture, mask))
-                    before, after = (compute_fringe_error(colours, truth, mask, opacity) for colours in shown)
-                    errors[softness, name].append((before, after))
+    session = build_session(load_params().segment_objects)
+    cases = list(read_cases(archive))
     print(ROW.format("edge", "mask", "cases", "as found", "estimated"))
-    for (softness, name), values in errors.items():
-        before, after = np.mean(values, axis=0)
-        print(ROW.format(softness, name, len(values), f"{before:.2f}", f"{after:.2f}"))
+    for softness, sigma_px in SOFTNESS_PX.items():
+        results = [cut_out(reference, plate, sigma_px, session=session) for reference, plate in cases]
+        for name in ("exact mask", "network's"):
+            values = [errors[name] for errors in results if name in errors]
+            before, after = np.mean(values, axis=0)
+            print(ROW.format(softness, name, len(values), f"{before:.2f}", f"{after:.2f}"))
 
 
 def main(archive: Annotated[Path, typer.Option(help="tar with cases/<name>/{reference,plate}.png")] = ARCHIVE) -> None:
