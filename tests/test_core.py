@@ -250,14 +250,15 @@ def test_fill_hole_hides_every_pixel_of_the_hole() -> None:
 
 def test_crop_object_centres_the_object_and_keeps_its_colour() -> None:
     mask = draw_ellipse(90, 120, centre=(30, 80), axes=(20, 10))
-    image = np.where(mask[..., None], np.uint8([200, 40, 90]), np.uint8(255))
+    share = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.8)[..., None]  # of the object, as a camera mixes it
+    image = np.rint(share * [200, 40, 90] + (1 - share) * 255).astype(np.uint8)
     canvas = prepare.crop_object(image, mask, 48)
     box = box_from_mask(canvas[..., 3] > 127)
     assert canvas.shape == (48, 48, 4)
     assert abs(box.y0 + box.y1 - 48) <= 2
     assert abs(box.x0 + box.x1 - 48) <= 2
     assert max(box.height_px, box.width_px) == pytest.approx(48 / prepare.OBJECT_MARGIN, abs=2)
-    np.testing.assert_allclose(canvas[canvas[..., 3] > 20][:, :3].astype(int) - [200, 40, 90], 0, atol=8)
+    np.testing.assert_allclose(canvas[canvas[..., 3] > 20][:, :3].astype(int) - [200, 40, 90], 0, atol=12)
     assert not canvas[canvas[..., 3] == 0].any()
 
 

@@ -10,14 +10,13 @@ import pytest
 from data_prep.masks.instances import (
     Instance,
     compare_histograms,
-    compute_border_contact,
     compute_histogram,
     fill_small_holes,
     find_instances,
 )
-from data_prep.masks.tracking import compute_overlap, link_tracks
+from data_prep.masks.tracking import draw_instance, link_tracks
 from data_prep.tars import read_tar
-from imprint.core.geometry import Box, box_from_mask
+from imprint.core.geometry import Box, box_from_mask, compute_border_contact
 from imprint.core.params import SegmentObjects, load_params
 from imprint.core.pixels import decode_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, get_box, load_records
@@ -130,16 +129,17 @@ def test_a_histogram_forgives_light_but_not_another_colour():
     )
 
 
-def test_overlap_equals_that_of_full_masks():
+def test_a_drawn_instance_moves_and_is_cut_at_the_border():
     rng = np.random.default_rng(1)
     for _ in range(50):
-        a, b = (Box(int(y), int(x), int(y) + 20, int(x) + 30) for y, x in rng.integers(0, 40, (2, 2)))
-        first, second = find((a, RED))[0], find((b, RED))[0]
-        dy, dx = (int(value) for value in rng.integers(-8, 9, 2))
-        full_a, full_b = np.zeros((140, 140), bool), np.zeros((140, 140), bool)
-        full_a[a.y0 + 20 + dy : a.y1 + 20 + dy, a.x0 + 20 + dx : a.x1 + 20 + dx] = True
-        full_b[b.y0 + 20 : b.y1 + 20, b.x0 + 20 : b.x1 + 20] = True
-        assert compute_overlap(first, second, (dy, dx)) == (full_a & full_b).sum()
+        y, x = (int(value) for value in rng.integers(0, 50, 2))
+        dy, dx = (int(value) for value in rng.integers(-60, 61, 2))
+        instance = find((Box(y, x, y + 20, x + 30), RED))[0]
+        padded = np.zeros((HW[0] + 200, HW[1] + 200), bool)
+        padded[y + 100 + dy : y + 120 + dy, x + 100 + dx : x + 130 + dx] = True
+        np.testing.assert_array_equal(
+            draw_instance(instance, HW, (dy, dx)), padded[100 : 100 + HW[0], 100 : 100 + HW[1]]
+        )
 
 
 # --- tracks ---------------------------------------------------------------------------------------------------------
@@ -187,6 +187,26 @@ def test_an_object_that_falls_apart_was_in_doubt_all_the_time():
     found = [find((square(20, 30), RED), (square(20, 50), RED))] * 3
     found += [find((square(20, 26), RED), (square(20, 54), RED))] * 3
     assert link(found) == [([0, 1, 2], True), ([3, 4, 5], False), ([3, 4, 5], False)]
+
+
+def test_an_object_that_stops_short_of_another_loses_no_track():
+    columns = [80, 72, 64, 64, 64]  # at its speed it would cover a fifth of the other one in the fourth frame
+    found = [find((square(20, 40), RED), (square(20, x), BLUE)) for x in columns]
+    assert link(found) == [(list(range(5)), False), (list(range(5)), False)]
+
+
+def test_a_track_with_two_partners_as_good_ends():
+    halves = Box(24, 30, 39, 50), Box(42, 30, 57, 50)
+    found = [find((square(30, 30), RED))] * 3 + [find(*((half, RED) for half in halves))] * 3
+    assert [frames for frames, _ in link(found)] == [[0, 1, 2], [3, 4, 5], [3, 4, 5]]
+
+
+def test_an_object_that_takes_a_neighbours_place_is_in_doubt():
+    small = Box(20, 63, 40, 68)  # a quarter of its neighbour: joined, the two have grown by less than a sudden growth
+    found = [find((square(20, 40), RED), (small, RED))] * 3 + [find((Box(20, 40, 40, 65), RED))] * 3
+    tracks = link(found)
+    assert ([3, 4, 5], True) in tracks
+    assert all(max(frames) == 2 for frames, doubtful in tracks if not doubtful)
 
 
 def test_a_sudden_growth_is_in_doubt():

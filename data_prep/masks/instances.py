@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from imprint.core.geometry import Box, box_from_mask
+from imprint.core.geometry import Box, box_from_mask, compute_border_contact
 from imprint.core.masks import largest_component
 from imprint.core.params import SegmentObjects
 
@@ -123,15 +123,6 @@ def compute_boundary_confidence(probability: np.ndarray, mask: np.ndarray) -> fl
     grey = mask.astype(np.uint8)
     rim = cv2.dilate(grey, kernel) > cv2.erode(grey, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=1)
     return float((np.abs(probability[rim] - 0.5) >= SURE_MARGIN).mean()) if rim.any() else 1.0
-
-
-def compute_border_contact(box: Box, image_hw: tuple[int, ...]) -> float:
-    """Share of the box's outline that lies on the frame's border, 0-1."""
-    height, width = image_hw
-    on_border_px = ((box.y0 == 0) + (box.y1 == height)) * box.width_px + (
-        (box.x0 == 0) + (box.x1 == width)
-    ) * box.height_px
-    return on_border_px / (2 * (box.height_px + box.width_px))
 
 
 def compute_histogram(pixels: np.ndarray) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Links objects over time into tracks: by overlap with the predicted mask, area and colours.
 
 Precision before recall: a pair that joins two objects is the worst defect of the data, a track cut in two costs little.
-So a link needs a partner on both sides that nobody else touches. Where two tracks run into one component, both end, and
-the component and what follows it are in doubt; where a track falls apart, all of it is in doubt.
+So a link needs a partner without a rival on either side, which takes no ground from another track. Where two tracks
+run into one component, both end, and the component and what follows it are in doubt; where a track falls apart, all of
+it is in doubt. Two objects that are one component all through a shot are beyond this: nothing here tells them from one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,9 @@ from imprint.core.records import FrameRecord
 
 MAX_GAP_FRAMES = 2  # sampled frames from one link to the next: one frame may be missing
 MIN_CONTACT = 0.1  # share of the smaller of two masks from which they touch
+MIN_INSIDE = 0.5  # share of a mask from which it lies in another one
+MAX_RIVAL = 0.5  # overlap with a second partner / with the first
+MAX_FOREIGN = 0.05  # share of an object that may lie where another track is expected
 MAX_AREA_RATIO = 1.4  # between linked masks, per sampled frame
 MIN_SIMILARITY = 0.8  # of colours, to the last mask
 MIN_TRACK_SIMILARITY = 0.6  # of colours, to the track's first mask
@@ -49,19 +53,6 @@ def link_tracks(frames: Sequence[FrameRecord], found: Sequence[Sequence[Instance
     return sorted(finished + active, key=lambda track: (track.frames[0], track.instances[0].box))
 
 
-def compute_overlap(a: Instance, b: Instance, shift_yx: tuple[int, int] = (0, 0)) -> int:
-    """Common pixels of two masks of a clip, `a` moved by `shift_yx`."""
-    dy, dx = shift_yx
-    moved = Box(a.box.y0 + dy, a.box.x0 + dx, a.box.y1 + dy, a.box.x1 + dx)
-    y0, x0 = max(moved.y0, b.box.y0), max(moved.x0, b.box.x0)
-    y1, x1 = min(moved.y1, b.box.y1), min(moved.x1, b.box.x1)
-    if y1 <= y0 or x1 <= x0:
-        return 0
-    part_a = a.mask[y0 - moved.y0 : y1 - moved.y0, x0 - moved.x0 : x1 - moved.x0]
-    part_b = b.mask[y0 - b.box.y0 : y1 - b.box.y0, x0 - b.box.x0 : x1 - b.box.x0]
-    return int((part_a & part_b).sum())
-
-
 def _is_near(last: FrameRecord, now: FrameRecord) -> bool:
     return last.shot == now.shot and now.sample_index - last.sample_index <= MAX_GAP_FRAMES
 
@@ -70,42 +61,101 @@ def _step(
     live: list[Track], frames: Sequence[FrameRecord], position: int, instances: Sequence[Instance], min_iou: float
 ) -> tuple[list[Track], list[Track]]:
     """One frame: the tracks that end here, and the active ones after it."""
-    touches, ious = _compute_contacts(live, frames, position, instances)
-    ended, active, linked = [], [], set()
+    overlaps = _compute_overlaps(live, frames, position, instances)
+    links = _find_links(live, instances, overlaps, min_iou)
+    touches = overlaps.find_touches(links)
+    pieces = touches.sum(axis=1)
+    pieces[list(links)] += 1
+    ended, active = [], []
     for row, track in enumerate(live):
-        partners = np.flatnonzero(touches[row])
-        if len(partners) == 0:
-            active.append(track)  # unseen in this frame; it may come back in the next
-            continue
-        column = int(partners[0])
-        alone = len(partners) == 1 and touches[:, column].sum() == 1
-        if alone and ious[row, column] >= min_iou and _looks_the_same(track, instances[column]):
-            track.append(position, instances[column])
-            active.append(track)
-            linked.add(column)
-        else:
-            track.doubtful |= len(partners) > 1  # it falls apart: it may have been two objects all the time
-            ended.append(track)
+        track.doubtful |= bool(pieces[row] > 1)  # it falls apart: it may have been two objects all the time
+        if row in links:
+            track.append(position, instances[links[row]])
+        # unseen in this frame, it may come back in the next; met but not linked, it ends
+        (active if row in links or pieces[row] == 0 else ended).append(track)
     for column, instance in enumerate(instances):
-        if column not in linked:
-            before = [live[row] for row in np.flatnonzero(touches[:, column])]
-            split = any(touches[row].sum() > 1 for row in np.flatnonzero(touches[:, column]))
-            active.append(Track([position], [instance], doubtful=_is_doubtful(instance, before, split)))
+        if column not in links.values():
+            rows = np.flatnonzero(touches[:, column])
+            doubtful = _is_doubtful(instance, [live[row] for row in rows], split=bool((pieces[rows] > 1).any()))
+            active.append(Track([position], [instance], doubtful=doubtful))
     return ended, active
 
 
-def _compute_contacts(
+@dataclass(frozen=True)
+class Overlaps:
+    """Tracks' predicted masks against a frame's instances, all [track, instance].
+
+    iou: intersection over union; in_track: the share of the instance that lies in the track; in_instance: the reverse;
+    foreign: the share of the instance that lies outside the track but in another one.
+    """
+
+    iou: np.ndarray
+    in_track: np.ndarray
+    in_instance: np.ndarray
+    foreign: np.ndarray
+
+    def find_touches(self, links: Mapping[int, int]) -> np.ndarray:
+        """Bool [track, instance]: what a link does not explain.
+
+        Where both are linked, nothing; where one is, that most of the other lies in it; where none is, a contact.
+        """
+        contact = np.maximum(self.in_track, self.in_instance) >= MIN_CONTACT
+        mostly_in_track, mostly_in_instance = self.in_track >= MIN_INSIDE, self.in_instance >= MIN_INSIDE
+        linked_track, linked_instance = np.zeros(contact.shape, bool), np.zeros(contact.shape, bool)
+        linked_track[list(links)] = True
+        linked_instance[:, list(links.values())] = True
+        touches = np.where(linked_track, mostly_in_track, contact)
+        touches = np.where(linked_instance, mostly_in_instance, touches)
+        return touches & ~(linked_track & linked_instance)
+
+
+def _compute_overlaps(
     live: list[Track], frames: Sequence[FrameRecord], position: int, instances: Sequence[Instance]
-) -> tuple[np.ndarray, np.ndarray]:
-    """[track, instance]: whether the track's predicted mask touches the instance, and their intersection over union."""
-    overlaps = np.zeros((len(live), len(instances)))
+) -> Overlaps:
+    hw = frames[position].height_px, frames[position].width_px
+    shifts = [_predict_shift(track, frames, position) for track in live]
+    moved = _stack([draw_instance(t.instances[-1], hw, shift) for t, shift in zip(live, shifts, strict=True)], hw)
+    found = _stack([draw_instance(instance, hw) for instance in instances], hw)
+    common, track_px, instance_px = moved @ found.T, moved.sum(1)[:, None], found.sum(1)[None]
+    others = np.array([np.delete(moved, row, axis=0).max(axis=0, initial=0) for row in range(len(live))])
+    foreign = (others.reshape(moved.shape) * (1 - moved)) @ found.T
+    return Overlaps(
+        iou=common / np.maximum(track_px + instance_px - common, 1),
+        in_track=common / np.maximum(instance_px, 1),
+        in_instance=common / np.maximum(track_px, 1),
+        foreign=foreign / np.maximum(instance_px, 1),
+    )
+
+
+def _stack(masks: Sequence[np.ndarray], image_hw: tuple[int, int]) -> np.ndarray:
+    """[n, h * w] float32, so that products of two stacks count common pixels."""
+    return np.array(masks, np.float32).reshape(len(masks), image_hw[0] * image_hw[1])
+
+
+def draw_instance(instance: Instance, image_hw: tuple[int, int], shift_yx: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """The instance's mask in its frame, bool [h, w], moved by `shift_yx`; what leaves the frame is lost."""
+    (dy, dx), box = shift_yx, instance.box
+    y0, x0 = max(box.y0 + dy, 0), max(box.x0 + dx, 0)
+    y1, x1 = min(box.y1 + dy, image_hw[0]), min(box.x1 + dx, image_hw[1])
+    canvas = np.zeros(image_hw, bool)
+    if y1 > y0 and x1 > x0:
+        canvas[y0:y1, x0:x1] = instance.mask[y0 - dy - box.y0 : y1 - dy - box.y0, x0 - dx - box.x0 : x1 - dx - box.x0]
+    return canvas
+
+
+def _find_links(live: list[Track], instances: Sequence[Instance], overlaps: Overlaps, min_iou: float) -> dict[int, int]:
+    """Track => instance: each the other's best, no second one nearly as good, and the same look."""
+    links: dict[int, int] = {}
     for row, track in enumerate(live):
-        shift_yx = _predict_shift(track, frames, position)
-        overlaps[row] = [compute_overlap(track.instances[-1], instance, shift_yx) for instance in instances]
-    track_px = np.array([track.instances[-1].area_px for track in live]).reshape(-1, 1)
-    instance_px = np.array([instance.area_px for instance in instances]).reshape(1, -1)
-    touches = overlaps >= np.maximum(MIN_CONTACT * np.minimum(track_px, instance_px), 1)
-    return touches, overlaps / (track_px + instance_px - overlaps)
+        if not len(instances):
+            break
+        column = int(overlaps.iou[row].argmax())
+        best = overlaps.iou[row, column]
+        rivals = np.concatenate([np.delete(overlaps.iou[row], column), np.delete(overlaps.iou[:, column], row)])
+        sure = best >= min_iou and rivals.max(initial=0) <= MAX_RIVAL * best
+        if sure and overlaps.foreign[row, column] <= MAX_FOREIGN and _looks_the_same(track, instances[column]):
+            links[row] = column
+    return links
 
 
 def _predict_shift(track: Track, frames: Sequence[FrameRecord], position: int) -> tuple[int, int]:

@@ -50,6 +50,15 @@ def compute_iou(a: Box, b: Box) -> float:
     return inter_px / union_px if union_px else 0.0
 
 
+def compute_border_contact(box: Box, image_hw: tuple[int, ...]) -> float:
+    """Share of the box's outline that lies on the frame's border, 0-1."""
+    height, width = image_hw
+    on_border_px = ((box.y0 == 0) + (box.y1 == height)) * box.width_px + (
+        (box.x0 == 0) + (box.x1 == width)
+    ) * box.height_px
+    return on_border_px / (2 * (box.height_px + box.width_px))
+
+
 def expand_box(box: Box, margin_px: int, image_hw: tuple[int, int]) -> Box:
     """`box` grown by `margin_px` on each side and clipped to the image."""
     height, width = image_hw

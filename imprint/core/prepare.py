@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from imprint.core.errors import InputError
+from imprint.core.foreground import estimate_foreground
 from imprint.core.geometry import Box, box_from_mask, crop_padded, square_around, square_crop
 from imprint.core.masks import feather_inside
 from imprint.core.pixels import MID_GREY, resize_image, resize_mask
@@ -37,16 +38,20 @@ def crop_object(image: np.ndarray, mask: np.ndarray, size_px: int) -> np.ndarray
     """Reference canvas of one object: RGBA uint8 [size_px, size_px, 4], centred, black and transparent outside.
 
     image: RGB uint8 [h, w, 3]; mask: bool [h, w], or opacity as uint8 [h, w]. The object fills the canvas up to
-    a margin of 5 % on each side. `InputError` for an empty mask.
+    a margin of 5 % on each side. A bool mask says nothing of the edge's mixed pixels, so their colours are estimated;
+    with an opacity the colours are taken as the object's own. `InputError` for an empty mask.
     """
     alpha = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
     box = box_from_mask(alpha > 127)
     if box.area_px == 0:
         raise InputError("the object has no pixels; give an object image whose mask or alpha channel is not empty")
     side_px = max(int(np.ceil(OBJECT_MARGIN * max(box.height_px, box.width_px))), 1)
-    rgba = np.dstack([image, alpha])
-    rgba[alpha == 0] = 0
-    canvas = crop_padded(rgba, square_around(box, side_px))
+    square = square_around(box, side_px)
+    colours, opacity = crop_padded(image, square, edge=True), crop_padded(alpha, square)
+    if mask.dtype == bool:
+        colours = estimate_foreground(colours, opacity > 0)
+    canvas = np.dstack([colours, opacity])
+    canvas[opacity == 0] = 0
     return _resize_premultiplied(canvas, size_px)
 
 
