@@ -29,6 +29,7 @@ def refresh_clone(home: Path, name: str) -> Path:
     commits = [commit for commit in (run_tool(home, "git", "rev-parse", "HEAD"), read_tip(home, DATA_BRANCH)) if commit]
     run_tool(folder, "git", "fetch", "--quiet", "origin", *commits)
     run_tool(folder, "git", "checkout", "--quiet", "--force", "--detach", commits[0])
+    run_tool(folder, "git", "clean", "--quiet", "--force", "-d")  # a lock file of the last run; what is ignored stays
     for tip in commits[1:]:
         run_tool(folder, "git", *choose_committer(folder), "merge", "--quiet", "--no-edit", "-X", "ours", tip)
     _share_dvc_settings(home, folder)

@@ -83,7 +83,8 @@ def build_operations_project(folder: Path) -> Path:
     for key, value in (("user.name", "someone"), ("user.email", "someone@localhost")):
         run(root, "git", "config", key, value)
     run(root, "dvc", "init", "--quiet")
-    shutil.copy(ROOT / ".dvc" / "config", root / ".dvc")
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, root / ".dvc")
     run(root, "dvc", "remote", "add", "--quiet", "--default", "store", "../remote")
     run(root, "dvc", "add", "--quiet", "videos")
     commit_all(root, "First data set")

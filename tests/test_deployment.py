@@ -56,7 +56,7 @@ def servers(project: Path) -> Iterator[dict[str, str]]:
     """The environment that reaches the servers of `project`."""
     settings = up(project, prefect_port=find_port(), mlflow_port=find_port())
     processes = [psutil.Process(service.pid) for service in find_running(project)]
-    stranger = subprocess.Popen(["sleep", "600"])
+    stranger = subprocess.Popen(["sleep", "7200"])
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", settings["MLFLOW_TRACKING_URI"])

@@ -141,8 +141,10 @@ def test_the_retraining_clone_has_committed_code_and_last_nights_data(project: P
     assert push_data(clone)
     assert (project.parent / "remote" / "files").is_dir()  # though it is named relative to the project
     (clone / "dvc.lock").write_text("left by an earlier run")
+    (clone / "new.dvc").write_text("left by an earlier run")
     assert refresh_clone(project, "weekly") == clone
     assert "stages:" in (clone / "dvc.lock").read_text()
+    assert not (clone / "new.dvc").exists()
 
 
 def test_an_imported_data_set_is_brought_up_to_date(project: Path) -> None:
