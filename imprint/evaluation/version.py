@@ -10,6 +10,7 @@ from imprint.core.params import Evaluate
 from imprint.core.stage import open_stage
 from imprint.evaluation.cases import load_cases
 from imprint.evaluation.composites import make_composites
+from imprint.evaluation.curves import load_curves
 from imprint.evaluation.protocol import build_protocol
 from imprint.evaluation.report import write_report
 from imprint.evaluation.stage import CODE
@@ -41,7 +42,15 @@ def evaluate_model(model: Path, section: Evaluate, *, out: Path, root: Path = Pa
         **summarise_rows(rows, section),
     }
     report = run.work_dir / "report"
-    write_report(report, metrics, rows=rows, cases=case_set.cases, composites=composites, grid_rows=section.grid_rows)
+    write_report(
+        report,
+        metrics,
+        rows=rows,
+        cases=case_set.cases,
+        composites=composites,
+        curves=load_curves({"train_compositor": model}),
+        grid_rows=section.grid_rows,
+    )
     write_json_atomic(report / "evaluation.json", metrics)
     publish_dir(report, out)
     return metrics
