@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -136,8 +137,10 @@ def evaluate_version(
 @app.command()
 def status() -> None:
     """Champion, challenger, runs, schedule, data and disk use on one screen."""
+    from flows.servers import find_environment
     from flows.status import print_status
 
+    os.environ.update(find_environment(Path(".")))  # of `make up`, if it runs
     print_status(Path("."))
 
 
