@@ -17,7 +17,7 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: help install demo test up down drill drill-operations world base base-cpu base-more lint format lock render clean
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: $(INSTALLED)  ## Make .venv with the pinned dependencies (PIP_ARGS="..." goes to pip, e.g. for another build of torch)
 
@@ -58,7 +58,7 @@ base: $(INSTALLED)  ## Train and export checkpoints/base from the world (one GPU
 base-cpu: $(INSTALLED)  ## The same on two idle CPU cores, within two hours
 	OMP_WAIT_POLICY=ACTIVE python -m imprint train-base --shards $(WORLD)/shards --params params/base-cpu.yaml
 
-base-more: $(INSTALLED)  ## Go on training checkpoints/base on CPU for another two hours, as often as you like
+base-more: $(INSTALLED)  ## Go on training checkpoints/base, about an hour on one CPU core; as often as you like
 	python -m imprint train-base --shards $(WORLD)/shards --params params/base-more.yaml --work work/base-more
 
 lint: $(INSTALLED)  ## Style and types

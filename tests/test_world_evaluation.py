@@ -222,7 +222,7 @@ def test_bad_input_is_one_line_that_names_culprit_and_remedy(project: Path, tmp_
     fail("--steps", steps=0)
     (tmp_path / "file").write_text("")
     fail(r"--out .*file is a file; name a folder", out=tmp_path / "file")
-    fail(r"none.pairs\.parquet is missing", shards=tmp_path / "none")
+    fail(r"none.pairs\.parquet cannot be read", shards=tmp_path / "none")
     train = write_world(tmp_path / "train", SIZE_PX, split="train")
     fail(r"train has 0 objects .* in split test, 2 and 1 are needed; pack", shards=train)
     large = write_world(tmp_path / "large", 96)
