@@ -22,8 +22,8 @@ _WEIGHTS = {"colour": 1.0, "layout": 0.5, "edges": 0.5}
 
 def compute_descriptor(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Vector of unit parts from RGB uint8 [h, w, 3] and the object's bool (or opacity uint8) mask [h, w]."""
-    given = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask  # colours as they are: what is there is measured
-    rgba = crop_object(image, given, _SIZE_PX)
+    opacity = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask  # as such: no colours are to be estimated
+    rgba = crop_object(image, opacity, _SIZE_PX)
     opacity = rgba[..., 3].astype(np.float32) / 255.0
     lab = cv2.cvtColor(rgba[..., :3].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
     parts = {
