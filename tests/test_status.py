@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +136,13 @@ def test_runs_and_the_schedule_come_from_the_server(
     assert "Failed" in screen
 
 
-def post(url: str, body: dict) -> dict:
+def post(url: str, body: dict, tries: int = 20) -> dict:
+    """The server's answer; a server whose database is busy answers 503 and wants to be asked again."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    return json.loads(urllib.request.urlopen(request, timeout=30).read())
+    try:
+        return json.loads(urllib.request.urlopen(request, timeout=30).read())
+    except urllib.error.HTTPError as error:
+        if error.code != 503 or tries == 1:
+            raise
+    time.sleep(1.0)
+    return post(url, body, tries - 1)
