@@ -258,6 +258,13 @@ def read_numbers(path: Path) -> dict[str, float]:
     return {key: float(value) for key, value in values.items() if type(value) in (int, float)}
 
 
+def read_data_counts(root: Path) -> dict[str, float]:
+    """How much data there is (`totals` of `metrics/data.json`): whole numbers by name; empty before the report."""
+    numbers = read_numbers(root / DATA_METRICS_FILE)
+    totals = {name.removeprefix("totals."): value for name, value in numbers.items() if name.startswith("totals.")}
+    return {name: value for name, value in totals.items() if value == int(value)}
+
+
 def _require_folder(root: Path, servable: Servable) -> Path:
     folder = root / servable.folder
     if not folder.is_dir():
@@ -297,7 +304,7 @@ def _build_tags(servable: Servable, digest: str, root: Path) -> dict[str, str]:
     """Content, the encoder that it goes with, and the data that it was trained on."""
     tags = {DIGEST_TAG: digest, "imprint.folder": servable.folder, PAIR_TAG: read_pair_key(root / servable.folder)}
     shards = read_dvc_digests(root).get(SHARDS)
-    counts = read_numbers(root / DATA_METRICS_FILE)
+    counts = read_data_counts(root)
     if shards:
         tags[DATA_TAG] = shards
     if counts:

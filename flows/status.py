@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.prefect_api import TIMEOUT_S, FlowRun, find_url, list_runs
-from flows.registry import read_numbers
+from flows.registry import read_data_counts
 from imprint.core.errors import InputError
 from imprint.tracking.store import resolve_tracking_uri
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 SHARDS = "data/shards"
-DATA_METRICS = Path("metrics/data.json")
 CACHES = {  # path => the command that frees it, and what that costs
     ".dvc/cache": ("dvc gc --workspace", "what is not used here now"),
     "work": ("rm -r work", "clips' products, checkpoints"),
@@ -37,7 +36,6 @@ CACHES = {  # path => the command that frees it, and what that costs
     ".prefect": ("make down; rm -r .prefect", "the runs' history"),
 }
 _STATE_STYLES = {"Completed": "green", "Failed": "red", "Crashed": "red", "Running": "cyan", "Cancelled": "yellow"}
-_MAX_COUNTS = 8
 _SHORT = 8  # characters of a digest
 
 
@@ -210,10 +208,10 @@ def _print_data(target: Console, root: Path, models: Models) -> None:
     version = str(shards.get("md5", "")).removesuffix(".dir")
     size = f"{_format_bytes(shards.get('size', 0))} in {shards.get('nfiles', 1)} files"
     target.print(Text(f"\nData      {SHARDS} version {version[:_SHORT]}, {size}{_compare_data(version, models)}"))
-    counts = {name: value for name, value in read_numbers(root / DATA_METRICS).items() if value == int(value)}
+    counts = read_data_counts(root)
     trained = next((line.counts for line in models.lines if line.alias == "champion"), {})
     if counts:
-        shown = [_format_growth(name, value, trained.get(name)) for name, value in list(counts.items())[:_MAX_COUNTS]]
+        shown = [_format_growth(name, value, trained.get(name)) for name, value in counts.items()]
         target.print(Text(f"          {', '.join(shown)}"))
 
 

@@ -68,7 +68,8 @@ def test_the_screen_shows_models_data_and_growth(tmp_path: Path) -> None:
     add_pair(root, "b" * 64, GOOD | PERFECT | {"object_psnr_db": 18.25})
     run_gate(root)
     (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"pack_shards": {"outs": [OUT]}}}))
-    (root / "metrics" / "data.json").write_text(json.dumps({"clips": 80, "pairs": 900, "share": 0.5}))
+    counts = {"totals": {"clips": 80, "pairs": 900, "share": 0.5}, "clips": {"a.mp4": {"frames": 7}}}
+    (root / "metrics" / "data.json").write_text(json.dumps(counts))
     screen = show(root)
     lines = {line.split()[0]: line.split()[1:] for line in screen.splitlines() if line.strip()}
     assert lines["version"] == ["1", "2"]
@@ -77,6 +78,7 @@ def test_the_screen_shows_models_data_and_growth(tmp_path: Path) -> None:
     assert "version 01234567, 51 MB in 5 files; the champion was trained on fedcba98" in screen
     assert "clips 80 (+8 since the champion), pairs 900" in screen
     assert "share" not in screen
+    assert "a.mp4" not in screen
     assert max(len(line) for line in screen.splitlines()) <= 100
     # a challenger of another protocol has no number beside the champion's
     add_pair(root, "c" * 64, GOOD | PERFECT, protocol="fedcba987654")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from imprint.core.records import ClipRecord, MaskRecord, PairRecord, Rejection, 
 
 STAGES = ("ingest", "extract_frames", "segment_objects", "mine_pairs")  # those with a ledger, in their order
 LEDGERS = tuple(Path(f"data/ledgers/{stage}.parquet") for stage in STAGES)
+SPLITS_RECORD = Path("data/ledgers/mine_pairs.splits.json")
 CLIPS, PAIRS, SHARDS = Path("data/clips.parquet"), Path("data/pairs.parquet"), Path("data/shards")
 SPLITS = ("train", "val", "test")
 KINDS = {"multiview": "stage 1", "video": "stage 2", "single": "stage 2"}
@@ -25,7 +27,8 @@ DECIMALS = 4
 
 @dataclass(frozen=True)
 class DataSet:
-    """All products of the data stages. `tracks` has the rows of each clip's track by time."""
+    """All products of the data stages. `tracks` has the rows of each clip's track by time; `leak`: what of the
+    test split was found in training, as `mine_pairs` measured it."""
 
     clips: Sequence[ClipRecord]
     gallery: Gallery
@@ -35,6 +38,7 @@ class DataSet:
     shard_views: Sequence[ViewRecord]
     shard_bytes: int
     decisions: Sequence[Decision]
+    leak: Mapping[str, float]
 
 
 def load_data_set(root: Path = Path(".")) -> DataSet:
@@ -53,6 +57,7 @@ def load_data_set(root: Path = Path(".")) -> DataSet:
         shard_views=views,
         shard_bytes=sum((root / SHARDS / name).stat().st_size for name in {row.shard for row in views}),
         decisions=load_decisions(root),
+        leak=json.loads((root / SPLITS_RECORD).read_text())["leak"],
     )
 
 
@@ -77,6 +82,7 @@ def compute_metrics(data: DataSet) -> dict[str, Any]:
             "shard_mb": round(data.shard_bytes / 1e6, DECIMALS),
         },
         "clips_per_split": {split: list(splits.values()).count(split) for split in SPLITS},
+        "leak": dict(data.leak),
         "pairs": {kind: {split: kinds[kind, split] for split in SPLITS} for kind in KINDS},
         "left_out": {stage: dict(Counter(row.reason for row in rows)) for stage, rows in data.ledgers.items()},
         "pairs_left_out": count_pairs_left_out(data.ledgers["mine_pairs"]),

@@ -9,7 +9,16 @@ from typing import Any
 from data_prep.decisions import DECISIONS
 from data_prep.gallery import FRAMES, MASKS
 from data_prep.report.changes import METRICS, compare_versions, find_last_version, remember_version
-from data_prep.report.dataset import CLIPS, LEDGERS, PAIRS, SHARDS, DataSet, compute_metrics, load_data_set
+from data_prep.report.dataset import (
+    CLIPS,
+    LEDGERS,
+    PAIRS,
+    SHARDS,
+    SPLITS_RECORD,
+    DataSet,
+    compute_metrics,
+    load_data_set,
+)
 from data_prep.report.page import render_page
 from data_prep.report.pictures import save_left_out, save_pairs, save_tracks
 from imprint.core.files import publish_dir, write_bytes_atomic, write_json_atomic
@@ -23,7 +32,7 @@ CODE = ("data_prep.report", "data_prep.decisions", "data_prep.gallery", "data_pr
 def run_report_data(params: Params, root: Path = Path(".")) -> None:
     """Write `metrics/data.json` and `reports/data/`: the page and its pictures."""
     section = params.report_data
-    inputs = [CLIPS, FRAMES, MASKS, PAIRS, *LEDGERS, SHARDS]
+    inputs = [CLIPS, FRAMES, MASKS, PAIRS, *LEDGERS, SPLITS_RECORD, SHARDS]
     run = open_stage(
         "report_data", section, [path for path in [*inputs, DECISIONS] if (root / path).exists()], CODE, root
     )
