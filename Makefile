@@ -44,8 +44,9 @@ down: $(INSTALLED)  ## End what `make up` started here, and nothing else
 drill-operations: $(INSTALLED)  ## Two weeks of operation against real servers: better, worse, rollback (some minutes)
 	python -m tests.drills.two_weeks
 
-drill: $(INSTALLED)  ## Kill both trainings in the middle and compare the models' bytes (some minutes)
+drill: $(INSTALLED)  ## Kill both trainings in the middle and compare the models' bytes; the slow tests (some minutes)
 	python -m tests.drills.kill_and_resume
+	python -m pytest -m drill
 
 world: $(INSTALLED)  ## Render and pack the base model's training world (an hour; VARIANT=llvm_ad_rgb needs LLVM, else many)
 	python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[render]'

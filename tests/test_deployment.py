@@ -116,6 +116,7 @@ def test_a_retraining_becomes_champion_by_event_and_touches_nobodys_tree(
     assert {"stage-times", "left-out", "evaluation", "gate", "gate-report", "mlflow-runs", "mlflow-models"} <= keys
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(900)
 def test_a_night_brings_clips_and_the_next_retraining_has_them(project: Path, servers: dict[str, str]) -> None:
     inbox = project.parent / "inbox"
