@@ -66,7 +66,8 @@ class Operation:
         options = [part for key, value in parameters.items() for part in ("--param", f"{key}={json.dumps(value)}")]
         command = ["prefect", "deployment", "run", deployment, "--watch", *options]
         done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True)
-        (run,) = self.ask("flow_runs", {"sort": "START_TIME_DESC", "limit": 1, **named(deployment)})
+        begun = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}}  # not what the schedule plans
+        (run,) = self.ask("flow_runs", {"sort": "START_TIME_DESC", "limit": 1, **begun, **named(deployment)})
         print(f"{deployment}: {run['state_name']} after {time.monotonic() - start_s:.0f} s", flush=True)
         if run["state_name"] not in ("Completed", "Cancelled"):
             print(done.stdout[-3000:] + done.stderr[-3000:] + self.read_logs(run["id"]))
