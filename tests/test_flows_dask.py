@@ -115,6 +115,7 @@ def test_an_ended_flow_ends_its_chunks(
     assert len(list(root.glob("?of4"))) == 2, "a chunk that waited was started"
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(600)  # much for cores that others use too
 def test_a_killed_worker_s_chunks_are_made_by_the_other(
     cluster: Cluster, environment: dict[str, str], prepared: Path, clip_params, tmp_path: Path
