@@ -74,8 +74,9 @@ COMPOSITOR = Servable(
     ("object", "background", "mask"),
     "image",
     {
-        "steps": ("integer", 20),
-        "guidance": ("double", 2.0),
+        "steps": ("integer", 0),  # 0: the model's own, as for the next two
+        "guidance": ("double", 0.0),
+        "draws": ("integer", 0),
         "seed": ("integer", 0),
         "mask_level": ("string", "box"),
     },

@@ -80,8 +80,9 @@ def evaluate_world(
     shards: Annotated[Path, typer.Option(help="Shards of a rendered world; its split test holds new objects.")],
     out: Annotated[Path, typer.Option(help="The folder for world.json and the two sheets of pictures.")],
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 8,
-    guidance: Annotated[float, typer.Option(help="1 is none; more follows the object more strictly.")] = 1.5,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 5,
+    guidance: Annotated[float, typer.Option(help="1 is none; more follows the object more strictly.")] = 1.3,
+    draws: Annotated[int, typer.Option(help="Draws of noise per step, whose mean is taken.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice of views and of the noise.")] = 0,
     objects: Annotated[int | None, typer.Option(help="Draw so many of the objects; all if it is left out.")] = None,
 ) -> None:
@@ -89,7 +90,7 @@ def evaluate_world(
     with _exit_on_bad_input("evaluate-world"):
         from imprint.evaluation.world import WorldSettings, run_evaluate_world
 
-        settings = WorldSettings(steps=steps, guidance=guidance, seed=seed, max_objects=objects)
+        settings = WorldSettings(steps=steps, guidance=guidance, draws=draws, seed=seed, max_objects=objects)
         run_evaluate_world(model, shards, out=out, settings=settings, threads=threads)
 
 
@@ -131,14 +132,21 @@ def composite(
     model: Annotated[
         str, typer.Option(help="A model's folder, or a models:/ URI of the MLflow registry.")
     ] = "models/compositor",
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="1 is none; more follows the object more strictly.")] = 2.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. Left out, as the next two: the model's own.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="1 is none; more follows the object more strictly.")] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(help="Draws of noise per step, whose mean is taken: more is smoother, 1 is a solver's path."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another picture.")] = 0,
 ) -> None:
     """Put an object into a background where a mask is white."""
     from imprint.inference.command import composite_files
 
-    settings = {"level": mask_level, "model": model, "steps": steps, "guidance": guidance, "seed": seed}
+    settings = {"level": mask_level, "model": model, "seed": seed}
+    settings |= {"steps": steps, "guidance": guidance, "draws": draws}
     with _exit_on_bad_input("composite"):
         composite_files(object_paths, background, mask_path=mask, output_path=output, **settings)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -136,6 +138,63 @@ def test_a_model_that_knows_the_answer_gives_it(scheduler) -> None:
         model, model.null_tokens(1), steps=5, guidance=1.0, generator=build_generators(1, 0), scheduler=scheduler
     )
     torch.testing.assert_close(result, answer, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
+def test_with_draws_a_model_that_knows_the_answer_gives_it(prediction_type: str) -> None:
+    """Whatever it predicts; epsilon is not defined where there is no signal, so its schedule ends before that."""
+    is_epsilon = prediction_type == "epsilon"
+    preset = replace(PRESETS["tiny"], prediction_type=prediction_type, zero_terminal_snr=not is_epsilon)
+    model = build_model(preset, seed=0)
+    answer = model.codec.encode(torch.rand(2, 3, 64, 64) * 1.8 - 0.9)
+    alphas = build_scheduler("ddim", preset).alphas_cumprod
+
+    def denoise(x_t, timestep, *_):
+        a, s = (value.sqrt().view(-1, 1, 1, 1) for value in (alphas[timestep], 1 - alphas[timestep]))
+        eps = (x_t - a * answer) / s
+        return {"sample": answer, "epsilon": eps, "v_prediction": a * eps - s * answer}[prediction_type]
+
+    model.denoise = denoise  # type: ignore[method-assign]
+    settings = {"steps": 4, "guidance": 1.0, "draws": 3, "generator": build_generators(2, 0)}
+    result = sample_object(model, model.null_tokens(2), **settings)
+    torch.testing.assert_close(model.codec.encode(result), answer, rtol=0, atol=1e-3)
+
+
+def test_draws_average_what_a_model_reads_into_the_noise() -> None:
+    """A model that takes a share of the noise for the object: the mean of 16 draws keeps a quarter of that share."""
+    model = build_model(PRESETS["tiny"], seed=0)
+    model.denoise = lambda x_t, *_: 0.2 * x_t  # type: ignore[method-assign]
+    # one step, from noise alone
+    settings = {"steps": 1, "guidance": 1.0, "generator": build_generators(1, 0)}
+    one, many = (sample_object(model, model.null_tokens(1), draws=draws, **settings).std() for draws in (1, 16))
+    assert float(many / one) == pytest.approx(0.25, rel=0.1)
+
+
+def test_with_draws_the_outside_is_the_clean_background_and_the_hole_is_not_seen(model: ImprintModel, scene) -> None:
+    image, hole = scene
+    clean, keep = model.codec.encode_background(image, hole)
+    tokens = model.encode_object(torch.zeros(2, 3, 64, 64))
+    seen: list[torch.Tensor] = []
+    settings = {"level": None, "steps": 3, "guidance": 2.0, "draws": 2}
+    first, second = (
+        sample_composite(
+            model, picture, hole, tokens, generator=build_generators(2, 0), on_step=seen.append, **settings
+        )
+        for picture in (image, torch.where(hole, -image, image))
+    )
+    assert len(seen) == 6
+    assert all(torch.equal(keep * latents, keep * clean) for latents in seen)
+    assert torch.equal(first, second)
+    alone = sample_composite(model, image[1:], hole[1:], tokens[1:], generator=build_generators(2, 0)[1:], **settings)
+    torch.testing.assert_close(alone, first[1:], rtol=0, atol=1e-5)
+
+
+def test_draws_are_refused_where_the_background_moves(scene) -> None:
+    image, hole = scene
+    model = build_model(replace(PRESETS["tiny"], blending="none"), seed=0)
+    settings = {"level": None, "steps": 2, "guidance": 1.0, "draws": 2, "generator": build_generators(2, 0)}
+    with pytest.raises(InputError, match="set draws to 1"):
+        sample_composite(model, image, hole, model.null_tokens(2), **settings)
 
 
 def test_a_scheduler_that_is_not_allowed_is_refused() -> None:

@@ -167,7 +167,7 @@ def test_the_command_writes_the_composite(project: Path, monkeypatch: pytest.Mon
     pictures = {name: load_image(project / f"{name}.png") for name in ("object", "background", "mask", "out")}
     hole = pictures["mask"][..., 0] > 127
     expected = Compositor(model).composite(
-        pictures["object"], pictures["background"], hole, level="coarse", steps=2, guidance=2.0, seed=3
+        pictures["object"], pictures["background"], hole, level="coarse", steps=2, seed=3
     )
     np.testing.assert_array_equal(pictures["out"], expected)
     (project / "out.png").unlink()

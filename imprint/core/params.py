@@ -189,6 +189,7 @@ class Evaluate(Section):
     levels: list[MaskLevel]
     steps: Count
     guidance: Annotated[float, Field(ge=1.0)]
+    draws: Count  # of noise per step, whose mean is taken
     seed: int
     threads: Count
     batch_size: Count

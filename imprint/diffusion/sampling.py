@@ -1,4 +1,10 @@
-"""Sampling: an object on black (stage 1), and an object in a scene (stage 2) with the background held fast."""
+"""Sampling: an object on black (stage 1), and an object in a scene (stage 2) with the background held fast.
+
+A solver follows one path from noise to picture. With `draws` above 1 there is no path: every step noises the present
+picture anew, `draws` times over, and takes the mean of what the model makes of them. What a model that was trained
+briefly reads into the noise differs from draw to draw and goes away; what it takes from the object stays. So does the
+variety: of a model that was trained for long it makes a blur.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from imprint.core.errors import InputError
 from imprint.diffusion.blending import blend, hold_background, start_path
 from imprint.diffusion.noise import sample_noise
-from imprint.diffusion.schedule import Schedule, SchedulerName, build_scheduler
+from imprint.diffusion.schedule import Schedule, SchedulerName, add_noise, build_scheduler, predict_x0
 
 Generators = Sequence[torch.Generator]  # one per sample: a result does not depend on the rest of its batch
 
@@ -58,16 +65,23 @@ def sample_object(
     steps: int,
     guidance: float,
     generator: Generators,
+    draws: int = 1,
     scheduler: SchedulerName = "ddim",
     counts: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b 3 s s"]:
-    """The object of `tokens` on black, from pure noise, in [-1, 1]; `counts`: which tokens are looked at, None: all."""
+    """The object of `tokens` on black, from pure noise, in [-1, 1]; `counts`: which tokens are looked at, None: all.
+
+    draws: of noise per step; above 1 their mean takes the solver's place, and `scheduler` is not used.
+    """
+    condition = {"tokens": tokens, "level": None, "counts": counts, "guidance": guidance}
+    if draws > 1:
+        z_0 = _average_draws(model, generator, steps=steps, draws=draws, condition=condition)
+        return model.codec.decode(z_0).clamp(-1.0, 1.0)
     solver = _start(model, scheduler, steps)
     z_t = _sample_noise(model, generator) * solver.init_noise_sigma
     for timestep in solver.timesteps:
         x_t = solver.scale_model_input(z_t, timestep)
-        condition = {"tokens": tokens, "level": None, "counts": counts}
-        prediction = compute_guided(model, x_t, timestep.long(), **condition, guidance=guidance)
+        prediction = compute_guided(model, x_t, timestep.long(), **condition)
         z_t = solver.step(prediction, timestep, z_t).prev_sample
     return model.codec.decode(z_t).clamp(-1.0, 1.0)
 
@@ -83,6 +97,7 @@ def sample_composite(
     steps: int,
     guidance: float,
     generator: Generators,
+    draws: int = 1,
     scheduler: SchedulerName = "ddim",
     on_step: Callable[[Tensor], None] | None = None,
     counts: Bool[Tensor, "b n"] | None = None,
@@ -92,12 +107,19 @@ def sample_composite(
     Paper, background blending: the clean background latent stands outside the hole at every step, as in training; the
     preset may have another blending (`imprint.diffusion.blending`). `level` holds indices into MASK_LEVELS; `on_step`
     sees the latents after every step; `counts`: which tokens are looked at, None: all.
+
+    draws: of noise per step; above 1 their mean takes the solver's place, and `scheduler` is not used.
     """
     clean, keep = model.codec.encode_background(scene, hole)
-    blending, solver = model.preset.blending, _start(model, scheduler, steps)
+    blending = model.preset.blending
+    condition = {"tokens": tokens, "level": level, "counts": counts, "guidance": guidance}
+    if draws > 1:
+        plan = {"steps": steps, "draws": draws, "condition": condition, "on_step": on_step}
+        z_0 = _average_draws(model, generator, **plan, clean=clean, keep=keep)
+        return model.codec.decode(z_0).clamp(-1.0, 1.0)
+    solver = _start(model, scheduler, steps)
     noise = _sample_noise(model, generator)
     held = {"clean": clean, "keep": keep, "solver": solver}
-    condition = {"tokens": tokens, "level": level, "counts": counts}
     z_t = start_path(blending, noise, **held)
     for step, timestep in enumerate(solver.timesteps):
         z_t = hold_background(blending, z_t, noise=noise, step=step, **held)
@@ -105,7 +127,7 @@ def sample_composite(
         if blending == "clean":
             # after scale_model_input: the background is on the model's scale, not on the solver's
             x_t = blend(clean, x_t, keep=keep)
-        prediction = compute_guided(model, x_t, timestep.long(), **condition, guidance=guidance)
+        prediction = compute_guided(model, x_t, timestep.long(), **condition)
         z_t = solver.step(prediction, timestep, z_t).prev_sample
         if blending == "clean":
             z_t = blend(clean, z_t, keep=keep)
@@ -139,6 +161,40 @@ def compute_guided(
     return model.codec.clamp(prediction) if model.preset.prediction_type == "sample" else prediction
 
 
+def _average_draws(
+    model: Denoiser,
+    generator: Generators,
+    *,
+    steps: int,
+    draws: int,
+    condition: dict[str, Any],
+    clean: Float[Tensor, "b c h w"] | None = None,
+    keep: Float[Tensor, "b c h w"] | None = None,
+    on_step: Callable[[Tensor], None] | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Clean latents; `clean` stays where `keep` is 1. `InputError` for the blending `none`, whose background moves."""
+    blending = model.preset.blending
+    if blending == "none":
+        raise InputError("draws above 1 need the blending clean or noised; this model has none: set draws to 1")
+    solver = _start(model, "ddim", steps)
+    alphas = solver.alphas_cumprod.to(model.device)
+    x_0 = torch.zeros(len(generator), *_get_shape(model), device=model.device)
+    for timestep in solver.timesteps.long():
+        x_0 = x_0 if clean is None else blend(clean, x_0, keep=keep)
+        schedule = {"alphas_cumprod": alphas, "timestep": timestep.expand(len(x_0))}
+        drawn = torch.zeros_like(x_0)
+        for _ in range(draws):
+            x_t = add_noise(x_0, _sample_noise(model, generator), **schedule)
+            if clean is not None and blending == "clean":
+                x_t = blend(clean, x_t, keep=keep)
+            prediction = compute_guided(model, x_t, timestep, **condition)
+            drawn += predict_x0(prediction, x_t, model.preset.prediction_type, **schedule) / draws
+        x_0 = drawn if clean is None else blend(clean, drawn, keep=keep)
+        if on_step is not None:
+            on_step(x_0)
+    return x_0
+
+
 def _start(model: Denoiser, scheduler: SchedulerName, steps: int) -> Any:  # diffusers types a timestep as int
     solver = build_scheduler(scheduler, model.preset)
     solver.set_timesteps(steps, device=model.device)
@@ -146,5 +202,8 @@ def _start(model: Denoiser, scheduler: SchedulerName, steps: int) -> Any:  # dif
 
 
 def _sample_noise(model: Denoiser, generators: Generators) -> Tensor:
-    shape_chw = (model.preset.latent_channels, model.preset.latent_px, model.preset.latent_px)
-    return sample_noise(shape_chw, generators, model.device)
+    return sample_noise(_get_shape(model), generators, model.device)
+
+
+def _get_shape(model: Denoiser) -> tuple[int, int, int]:
+    return model.preset.latent_channels, model.preset.latent_px, model.preset.latent_px

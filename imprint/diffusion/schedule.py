@@ -113,6 +113,16 @@ def v_to_x0(v: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor)
     return a * x_t - s * v
 
 
+def predict_x0(
+    prediction: Tensor, x_t: Tensor, prediction_type: str, *, alphas_cumprod: Tensor, timestep: Tensor
+) -> Tensor:
+    """x_0 as a model's prediction has it."""
+    if prediction_type == "sample":
+        return prediction
+    convert = eps_to_x0 if prediction_type == "epsilon" else v_to_x0
+    return convert(prediction, x_t, alphas_cumprod=alphas_cumprod, timestep=timestep)
+
+
 def v_to_eps(v: Tensor, x_t: Tensor, *, alphas_cumprod: Tensor, timestep: Tensor) -> Tensor:
     a, s = _signal_and_noise(alphas_cumprod, timestep)
     return a * v + s * x_t

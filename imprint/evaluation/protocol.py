@@ -17,16 +17,16 @@ NAME = f"imprint-cases-{METRICS_VERSION}"
 
 def build_protocol(section: Evaluate, cases_digest: str, num_cases: int) -> dict[str, Any]:
     """Name, hash and what a reader wants to see. The hash covers cases, holes, definitions, sampling, seed."""
+    sampling = {"steps": section.steps, "guidance": section.guidance, "draws": section.draws}
     covered = {
         "name": NAME,
         "cases": cases_digest,
         "levels": sorted(section.levels),
         "feature": FEATURE,
-        "steps": section.steps,
-        "guidance": section.guidance,
+        **sampling,
         "seed": section.seed,
     }
-    shown = {"num_cases": num_cases, "steps": section.steps, "guidance": section.guidance}
+    shown = {"num_cases": num_cases, **sampling}
     return {"name": NAME, "hash": hash_settings(covered), **shown}
 
 

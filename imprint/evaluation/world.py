@@ -71,10 +71,11 @@ Row = tuple[Sequence[np.ndarray], tuple[str, str]]  # the tiles of one row of a 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings:
-    """steps: of denoising, from 1; guidance: 1 is none; max_objects: so many are drawn by the seed, None takes all."""
+    """steps, guidance, draws: see `imprint.models.Sampling`; max_objects: so many are drawn by the seed, None: all."""
 
-    steps: int = 8
-    guidance: float = 1.5
+    steps: int = 5
+    guidance: float = 1.3
+    draws: int = 8
     seed: int = 0
     max_objects: int | None = None
 
@@ -87,8 +88,8 @@ def run_evaluate_world(
     The same model, shards and settings give the same bytes. `InputError` for what the user can mend.
     """
     wanted = 2 if settings.max_objects is None else settings.max_objects
-    if min(settings.steps, settings.guidance, threads) < 1 or wanted < 2:
-        raise InputError("--steps, --guidance and --threads must be at least 1, --objects at least 2")
+    if min(settings.steps, settings.guidance, settings.draws, threads) < 1 or wanted < 2:
+        raise InputError("--steps, --guidance, --draws and --threads must be at least 1, --objects at least 2")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
     reader = ShardReader(shards)
@@ -179,7 +180,7 @@ def sample_objects(
             shown = move_batch(select_rows(batch, rows), model.device)
             tokens, _ = model.encode_pictures(shown.reference, shown.more, shown.present)  # one view: all tokens count
             generators = [build_generator(settings.seed, "world", pairs[row].pair_id) for row in rows]
-            options = {"steps": settings.steps, "guidance": settings.guidance}
+            options = {"steps": settings.steps, "guidance": settings.guidance, "draws": settings.draws}
             samples.append(sample_object(model, tokens, **options, generator=generators).float().cpu())
             bar.advance(len(generators))
     return from_model_range(torch.cat(samples).numpy())
@@ -277,10 +278,11 @@ def format_table(results: dict[str, Any]) -> str:
 
 def _make_ours(compositor: Compositor, requests: Sequence[Request], settings: WorldSettings) -> list[np.ndarray]:
     images = []
+    sampling = {"steps": settings.steps, "guidance": settings.guidance, "draws": settings.draws}
     with show_progress("evaluate-world: composites", len(requests)) as bar:
         for start in range(0, len(requests), BATCH_SIZE):
             batch = requests[start : start + BATCH_SIZE]
-            images += compositor.composite_batch(batch, steps=settings.steps, guidance=settings.guidance)
+            images += compositor.composite_batch(batch, **sampling)
             bar.advance(len(batch))
     return images
 

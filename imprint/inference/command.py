@@ -19,9 +19,10 @@ def composite_files(
     output_path: Path,
     level: str,
     model: str,
-    steps: int,
-    guidance: float,
     seed: int,
+    steps: int | None,
+    guidance: float | None,
+    draws: int | None,
     root: Path = Path("."),
 ) -> None:
     """Put the object, of which there may be several views, into the background where the mask is white.
@@ -29,8 +30,8 @@ def composite_files(
     `InputError` for anything the user can mend.
     """
     check_output(output_path)
-    if steps < 1 or guidance < 1.0:
-        raise InputError("--steps must be at least 1 and --guidance at least 1.0")
+    if any(value is not None and value < 1 for value in (steps, guidance, draws)):
+        raise InputError("--steps, --guidance and --draws must be at least 1")
     params_path = root / "params.yaml"
     request = load_request(
         object_paths, background_path, mask_path, params_path=params_path, level=_parse_level(level), seed=seed
@@ -38,7 +39,7 @@ def composite_files(
     from imprint.inference.loading import load_compositor
 
     compositor = load_compositor(model, root)
-    save_image(output_path, compositor.composite_batch([request], steps=steps, guidance=guidance)[0])
+    save_image(output_path, compositor.composite_batch([request], steps=steps, guidance=guidance, draws=draws)[0])
 
 
 def _parse_level(level: str) -> MaskLevel:

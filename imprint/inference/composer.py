@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from imprint.core.pixels import from_model_range, put_on_black, to_model_range
 from imprint.core.prepare import SceneCrop, crop_object, crop_scene, list_object_crops, paste_scene
 from imprint.diffusion import build_generator, sample_composite
 from imprint.inference.inputs import DEFAULT_LEVEL, Request, check_hole, check_object
-from imprint.models import ImprintModel
+from imprint.models import ImprintModel, Sampling
 
 
 class Compositor:
@@ -30,28 +31,39 @@ class Compositor:
         hole: np.ndarray,
         *,
         level: MaskLevel | None = DEFAULT_LEVEL,
-        steps: int,
-        guidance: float,
         seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        draws: int | None = None,
     ) -> np.ndarray:
         """RGB uint8 like `background`, equal to it outside `hole`. See `Request` for the arguments; `InputError` if one
-        is not usable. steps: denoising steps; guidance: 1 is none, larger follows the object more strictly."""
+        is not usable. `steps`, `guidance`, `draws`: see `Sampling`; the preset's own where they are None."""
         request = Request(object_rgba=object_rgba, background=background, hole=hole, level=level, seed=seed)
-        return self.composite_batch([request], steps=steps, guidance=guidance)[0]
+        return self.composite_batch([request], steps=steps, guidance=guidance, draws=draws)[0]
 
     @torch.inference_mode()
-    def composite_batch(self, requests: Sequence[Request], *, steps: int, guidance: float) -> list[np.ndarray]:
+    def composite_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        draws: int | None = None,
+    ) -> list[np.ndarray]:
         """One picture per request, sampled together. A request's noise depends on its own seed alone."""
+        given = {"steps": steps, "guidance": guidance, "draws": draws}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        sampling = replace(self.model.preset.sampling, **chosen)
+        if min(asdict(sampling).values()) < 1:
+            raise InputError("steps, guidance and draws must be at least 1")
         for request in requests:
             self._check_views(request)
             check_hole(request.hole, request.background.shape[:2])
         scenes = [_crop(request, self.model.preset.size_px) for request in requests]
-        generated = self._sample(requests, scenes, steps, guidance)
+        generated = self._sample(requests, scenes, sampling)
         return [_paste(*item) for item in zip(requests, scenes, generated, strict=True)]
 
-    def _sample(
-        self, requests: Sequence[Request], scenes: Sequence[SceneCrop], steps: int, guidance: float
-    ) -> np.ndarray:
+    def _sample(self, requests: Sequence[Request], scenes: Sequence[SceneCrop], sampling: Sampling) -> np.ndarray:
         """uint8 [b, size_px, size_px, 3] generated scenes."""
         device = self.model.device
         holes = np.stack([scene.hole for scene in scenes])[:, None]
@@ -63,8 +75,7 @@ class Compositor:
             tokens,
             counts=counts,
             level=_encode_levels([request.level for request in requests], device),
-            steps=steps,
-            guidance=guidance,
+            **asdict(sampling),
             generator=[build_generator(request.seed) for request in requests],
         )
         return from_model_range(images.float().cpu().numpy())

@@ -28,7 +28,8 @@ class CompositorModel(PythonModel):
 
         settings = dict(params or {})
         requests = self._build_requests(model_input, settings.pop("mask_level", "box"), settings.pop("seed", 0))
-        images = self._compositor.composite_batch(requests, **{"steps": 20, "guidance": 2.0} | settings)
+        chosen = {name: value for name, value in settings.items() if value}  # 0: the model's own
+        images = self._compositor.composite_batch(requests, **chosen)
         return pd.DataFrame({"image": [encode_image(image) for image in images]})
 
     def _build_requests(self, rows: Any, level: Any, seed: int) -> list[Any]:
