@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from imprint.core.errors import InputError
 
@@ -25,14 +25,20 @@ _SHUTDOWN_S = 18  # for the processes to save and end, before they are killed; a
 
 
 def run_in_processes(body: Callable[[], None], *, command: str, count: int) -> None:
-    """Call `body` here, or run `python -m imprint <command>` in `count` processes and wait (0: one per GPU).
+    """Call `body` here, or run `python -m imprint <command>` in `count` processes (0: one per GPU); errors of
+    `launch`."""
+    if "LOCAL_RANK" in os.environ or (count := _count_processes(command, count)) == 1:
+        body()
+    else:
+        launch(count, ["-m", "imprint", command])
+
+
+def launch(count: int, arguments: Sequence[str]) -> None:
+    """Run Python with `arguments` in `count` processes that know of each other, and wait for them.
 
     Raises SystemExit with the exit code of the first one that failed, or 128 + the signal that ended this process; the
     others are stopped then.
     """
-    if "LOCAL_RANK" in os.environ or (count := _count_processes(command, count)) == 1:
-        body()
-        return
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -49,7 +55,7 @@ def run_in_processes(body: Callable[[], None], *, command: str, count: int) -> N
         shutdown_timeout=_SHUTDOWN_S,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "imprint", command)
+        elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         raise SystemExit(code if code > 0 else 128 - code) from None

@@ -42,7 +42,7 @@ def build_accelerator() -> Accelerator:
     """CPU in float32, or one GPU per process in bfloat16; it joins the others that a launcher has started."""
     has_gpu = torch.cuda.is_available()
     # parameters without a gradient (a mask level that is not given) stay without one, as they do in one process
-    exchange = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    exchange = DistributedDataParallelKwargs(find_unused_parameters=True)
     handlers: list[Any] = [exchange, InitProcessGroupKwargs(timeout=_PATIENCE)]
     return Accelerator(cpu=not has_gpu, mixed_precision="bf16" if has_gpu else "no", kwargs_handlers=handlers)
 
