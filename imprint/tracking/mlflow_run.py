@@ -59,9 +59,13 @@ class MlflowRun:
         uri = resolve_tracking_uri(root)
         known = self._record.get("uri") == uri and _continue_run(self._client, self._record.get("run_id"))
         if not known:  # a new run, or the store was emptied, or it is another one
-            run_id = _create_run(self._client, self._experiment_id, self._record["about"])
-            self._save({"uri": uri, "run_id": run_id, "sent": 0, "models": {}})
+            about = self._record["about"]
+            run = self._client.create_run(self._experiment_id, about["start_ms"], about["tags"], about["name"])
+            self._save({"uri": uri, "run_id": run.info.run_id, "described": False, "sent": 0, "models": {}})
         self.run_id: str = self._record["run_id"]
+        if not self._record["described"]:  # a step of its own: if it fails, the run is not made twice
+            _describe(self._client, self.run_id, self._record["about"])
+            self._save({"described": True})
 
     def send_next(self) -> bool:
         """Send the next entries of the journal; False if there are none."""
@@ -172,15 +176,14 @@ def _continue_run(client: MlflowClient, run_id: str | None) -> bool:
     return True
 
 
-def _create_run(client: MlflowClient, experiment_id: str, about: Mapping[str, Any]) -> str:
+def _describe(client: MlflowClient, run_id: str, about: Mapping[str, Any]) -> None:
+    """Params and inputs of a run; may be done again."""
     from mlflow.entities import Param
 
-    run_id = client.create_run(experiment_id, about["start_ms"], about["tags"], about["name"]).info.run_id
     params = [Param(key, str(value)) for key, value in flatten(about["params"]).items()]
     for start in range(0, len(params), _MAX_PARAMS_PER_BATCH):
         client.log_batch(run_id, params=params[start : start + _MAX_PARAMS_PER_BATCH])
     client.log_inputs(run_id, [_build_input(path, digest) for path, digest in sorted(about["inputs"].items())])
-    return run_id
 
 
 def _build_input(path: str, digest: str) -> Any:

@@ -131,13 +131,16 @@ def send_unsent(root: Path, skip: Path | None = None) -> dict[Path, int]:
 
 
 def _feed_mlflow(work_dir: Path, root: Path, wake: threading.Event, closing: threading.Event) -> None:
-    """The thread's body: send what is in the journal, and try again where that fails, until the run closes."""
+    """The thread's body: send what is in the journal, and try again where that fails, until the run closes.
+
+    Then a first failure gets another try, and one that is known to be away does not.
+    """
     run: MlflowRun | None = None
     has_warned = has_swept = False
     with lock_journal(work_dir / METRICS_FILE, wait=True):
         while True:
-            last = closing.is_set()
             wake.clear()
+            closes = closing.is_set()
             try:
                 run = run or MlflowRun(work_dir, root)
                 while run.send_next():
@@ -145,16 +148,17 @@ def _feed_mlflow(work_dir: Path, root: Path, wake: threading.Event, closing: thr
                 if not has_swept:
                     has_swept = True
                     send_unsent(root, skip=work_dir)
+                if closes:
+                    return
+                wake.wait()
             except Exception as error:
                 run = None
+                if closes and has_warned:
+                    return
                 if not has_warned:
                     has_warned = True
                     warn(f"cannot be reached; what is logged is kept and sent later: {shorten(error)}")
                 closing.wait(_RETRY_S)
-            if last:
-                return
-            if run is not None:
-                wake.wait()
 
 
 def _list_logged(work_dir: Path) -> set[tuple[str, Any]]:
