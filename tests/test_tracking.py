@@ -231,7 +231,7 @@ def end_server(server: subprocess.Popen[bytes]) -> None:
     server.wait()
 
 
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 120.0) -> None:
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 300.0) -> None:
     """Poll; a server that is not there yet is no failure."""
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:

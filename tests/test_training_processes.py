@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from imprint.core.errors import InputError
 from imprint.core.params import Params, load_params
 from imprint.data import BatchShares
-from imprint.models import PRESETS, build_model
+from imprint.models import PRESETS, build_model, load_model
+from imprint.tracking import start_run
+from imprint.tracking.store import open_store
 from imprint.training.augment import augment_reference
 from imprint.training.launch import launch, run_in_processes
 from imprint.training.processes import build_accelerator, share_batches
@@ -147,3 +149,31 @@ def test_max_hours_end_a_training_at_a_step(folder: Path) -> None:
     assert state.step == 1
     assert state.history[-1]["step"] == 1
     assert state.elapsed_s > 1e-9 * 3600
+
+
+@pytest.mark.drill
+def test_every_checkpoints_averaged_weights_are_a_logged_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its step and its held-out loss, to be loaded from MLflow; the last one has the weights of the run's end."""
+    from mlflow import artifacts
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    write_params(folder, log_checkpoints_as_models=True, checkpoint_every_steps=2, validate_every_steps=2)
+    model = build_model(PRESETS["tiny"], seed=0)
+    work_dir = folder / "work" / "logged"
+    opened = {"stage": "logged", "key": "logged", "work_dir": work_dir, "params": {}, "inputs": {}, "root": folder}
+    with start_run(**opened) as tracker:
+        history = train(folder, model, name="logged", tracker=tracker).history
+    client, experiment = open_store(folder)
+    found = {logged.name: logged for logged in client.search_logged_models([experiment])}
+    assert sorted(found) == ["compositor-step-2", "compositor-step-4"]
+    for step in (2, 4):
+        logged = found[f"compositor-step-{step}"]
+        losses = [entry["val_loss"] for entry in history if entry["step"] == step and "val_loss" in entry]
+        assert logged.params == {"step": str(step)}
+        assert [metric.value for metric in logged.metrics if metric.key == "val_loss"] == losses
+    place = artifacts.download_artifacts(
+        f"models:/{found['compositor-step-4'].model_id}", tracking_uri=f"sqlite:///{folder}/mlflow.db"
+    )
+    loaded = load_model(Path(place)).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+    assert list((work_dir / "exports").iterdir()) == []
