@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_newest_whole_checkpoint(tmp_path: Path, limit_fi
     save_state(state, tmp_path, keep=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     state.step = 2
-    limit_file_size(500)
+    limit_file_size(64)
     with pytest.raises(InputError, match=r"checkpoint of step 2 cannot be written .*File too large.*make room"):
         save_state(state, tmp_path, keep=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
