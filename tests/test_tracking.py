@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from imprint.core.files import compute_path_digest, write_json_atomic
@@ -188,24 +188,26 @@ def test_a_server_that_comes_late_and_is_killed_in_between_gets_everything_once(
 ) -> None:
     port = find_free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    with open_run(tmp_path) as tracker:
-        tracker.log_metrics({"loss": 0.0}, step=0)
-        time.sleep(3)
-        server = start_server(tmp_path, port)
-        wait_until(lambda: [step for step, _ in read_history(tmp_path, "loss")] == [0])
-        end_server(server)
-        for step in range(1, 50):
-            tracker.log_metrics({"loss": float(step)}, step=step)
-        time.sleep(3)
-        server = start_server(tmp_path, port)
-        tracker.log_metrics({"loss": 50.0}, step=50)
-        wait_until(lambda: len(read_history(tmp_path, "loss")) == 51)
+    servers: list[subprocess.Popen[bytes]] = []
     try:
+        with open_run(tmp_path) as tracker:
+            tracker.log_metrics({"loss": 0.0}, step=0)
+            time.sleep(3)
+            servers.append(start_server(tmp_path, port))
+            wait_until(lambda: [step for step, _ in read_history(tmp_path, "loss")] == [0])
+            end_server(servers.pop())
+            for step in range(1, 50):
+                tracker.log_metrics({"loss": float(step)}, step=step)
+            time.sleep(3)
+            servers.append(start_server(tmp_path, port))
+            tracker.log_metrics({"loss": 50.0}, step=50)
+            wait_until(lambda: len(read_history(tmp_path, "loss")) == 51)
         assert read_history(tmp_path, "loss") == [(step, float(step)) for step in range(51)]
         (run,) = find_runs(tmp_path)
         assert run.info.status == "FINISHED"
     finally:
-        end_server(server)
+        for server in servers:
+            end_server(server)
 
 
 def find_free_port() -> int:
@@ -227,7 +229,9 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def end_server(server: subprocess.Popen[bytes]) -> None:
-    os.killpg(server.pid, signal.SIGKILL)
+    """With all that it has started, of whatever process group."""
+    for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+        process.kill()
     server.wait()
 
 
