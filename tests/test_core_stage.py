@@ -204,6 +204,34 @@ def test_run_command_turns_input_errors_into_one_line_and_exit_code_2(
     assert json.loads((tmp_path / "work" / "evaluate" / "error.json").read_text())["kind"] == "bug"
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def write() -> None:
+        with open("/dev/full", "w") as file:  # the system's own full disk
+            file.write("x")
+
+    with pytest.raises(SystemExit) as caught:
+        stage.run_command("evaluate", write, tmp_path)
+    assert caught.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert json.loads((tmp_path / "work" / "evaluate" / "error.json").read_text())["kind"] == "config"
+
+
+def test_of_several_processes_the_first_to_fail_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def refuse() -> None:
+        raise InputError(f"told by {os.environ['RANK']}")
+
+    for rank in "21":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            stage.run_command("evaluate", refuse, tmp_path)
+    assert capsys.readouterr().err == "evaluate: told by 2\n"
+    assert json.loads((tmp_path / "work" / "evaluate" / "error.json").read_text())["message"] == "told by 2"
+
+
 def test_a_work_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
     run = StageRun(name="train", key="k", work_dir=tmp_path, params={}, inputs={})
     script = (

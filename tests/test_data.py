@@ -18,6 +18,7 @@ from imprint.core.pixels import put_on_black, to_model_range
 from imprint.core.prepare import crop_object, crop_scene
 from imprint.core.records import PairRecord, ViewRecord, load_records, save_records
 from imprint.data import (
+    BatchShares,
     CompositingBatch,
     DrawRules,
     PairDataset,
@@ -183,8 +184,10 @@ def test_the_hole_is_the_drawn_level_with_its_margin(reader: ShardReader) -> Non
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_are_the_same_from_any_start_and_any_number_of_workers(reader: ShardReader, num_workers: int) -> None:
     dataset = build_dataset(reader)
-    plain = list(load_batches(dataset, start_step=0, num_steps=3, batch_size=4, num_workers=0))
-    later = list(load_batches(dataset, start_step=1, num_steps=3, batch_size=4, num_workers=num_workers))
+    plain = list(load_batches(dataset, start_step=0, num_steps=3, shares=BatchShares(batch_size=4), num_workers=0))
+    later = list(
+        load_batches(dataset, start_step=1, num_steps=3, shares=BatchShares(batch_size=4), num_workers=num_workers)
+    )
     assert [batch.position.tolist() for batch in plain] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert len(later) == 2
     for a, b in zip(plain[1:], later, strict=True):
@@ -225,7 +228,7 @@ def test_a_halved_batch_keeps_its_references_and_every_hole(reader: ShardReader)
 
 
 def collate_first(dataset: PairDataset[CompositingBatch], count: int) -> CompositingBatch:
-    return next(load_batches(dataset, start_step=0, num_steps=1, batch_size=count, num_workers=0))
+    return next(load_batches(dataset, start_step=0, num_steps=1, shares=BatchShares(batch_size=count), num_workers=0))
 
 
 @pytest.mark.parametrize("absent", ["scene", "object"])

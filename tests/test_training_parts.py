@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,17 @@ def test_ema_is_the_recurrence_with_a_half_life_in_shares_of_the_run() -> None:
     assert compute_weights_digest(model) == before
 
 
+def test_a_kind_of_pair_may_have_timesteps_of_its_own() -> None:
+    """And without that the draw is the same, bit for bit."""
+    fixed = {"shape_chw": (1, 2, 2), "seed": 0, "null_rate": 0.1}
+    plain = draw_noising(torch.arange(400), timestep_shift=2.5, **fixed)
+    mixed = draw_noising(torch.arange(400), timestep_shift=[2.5, 8.0] * 200, **fixed)
+    assert torch.equal(plain.noise, mixed.noise)
+    assert torch.equal(plain.timestep[::2], mixed.timestep[::2])
+    assert (mixed.timestep[1::2] >= plain.timestep[1::2]).all()
+    assert mixed.timestep[1::2].double().mean() > plain.timestep[1::2].double().mean() + 50
+
+
 # --- checkpoints
 
 
@@ -128,7 +141,7 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
         state.step += 1
         if state.step == 2:
             state.recent_losses, state.history = [0.5], [{"step": 1, "loss": 0.25}]
-            save_state(state, tmp_path)
+            save_state(state, tmp_path, keep=2)
     other_model, other = build_small_state(1)
     assert load_state(other, tmp_path)
     assert (other.step, other.recent_losses, other.history) == (2, [0.5], [{"step": 1, "loss": 0.25}])
@@ -141,7 +154,7 @@ def test_the_last_two_checkpoints_are_kept_and_damaged_ones_skipped(tmp_path: Pa
     _, state = build_small_state(0)
     for step in (1, 2, 3):
         state.step = step
-        save_state(state, tmp_path)
+        save_state(state, tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"step-0000000{step}.{suffix}" for step in (2, 3) for suffix in ("json", "safetensors")
     ]
@@ -154,7 +167,42 @@ def test_the_last_two_checkpoints_are_kept_and_damaged_ones_skipped(tmp_path: Pa
     assert not load_state(state, tmp_path)
 
 
+def test_the_best_by_held_out_loss_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    """Only a checkpoint whose very step was validated can be the best."""
+    _, state = build_small_state(0)
+    for step, loss in {1: 0.5, 2: 0.2, 3: None, 4: 0.3, 5: 0.4}.items():
+        state.step = step
+        state.history += [] if loss is None else [{"step": step, "val_loss": loss}]
+        save_state(state, tmp_path, keep=2)
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == [f"step-0000000{step}" for step in (2, 4, 5)]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert load_state(state, tmp_path)
+    assert state.step == 5
+
+
+def test_a_full_disk_leaves_the_newest_whole_checkpoint(tmp_path: Path, limit_file_size: Callable[[int], None]) -> None:
+    _, state = build_small_state(0)
+    state.step = 1
+    save_state(state, tmp_path, keep=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    state.step = 2
+    limit_file_size(64)
+    with pytest.raises(InputError, match=r"checkpoint of step 2 cannot be written .*File too large.*make room"):
+        save_state(state, tmp_path, keep=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert load_state(state, tmp_path)
+    assert state.step == 1
+
+
+@pytest.fixture
+def limit_file_size() -> Iterator[Callable[[int], None]]:
+    """A stand-in for a full disk: the system refuses to let any file grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
 def test_a_loss_that_is_not_finite_names_step_and_remedy(loss: float, norm: float) -> None:
     with pytest.raises(InputError, match=r"step 7: .* lower pretrain_encoder.learning_rate"):
-        check_finite("pretrain_encoder", torch.tensor(loss), torch.tensor(norm), step=7)
+        check_finite("pretrain_encoder", loss, torch.tensor(norm), step=7)

@@ -38,6 +38,9 @@ def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: 
     """
     if not (shards / "pairs.parquet").is_file():
         raise InputError(f"{shards} holds no shards (no pairs.parquet); see demo/README.md for how to render the world")
+    for name in ("pretrain_encoder", "train_compositor"):
+        if getattr(params, name).processes != 1 or "LOCAL_RANK" in os.environ:
+            raise InputError(f"{name}.processes: train-base runs in one process; set it to 1, and start it plainly")
     inputs = {SHARDS: shards}
     init = Path(params.pretrain_encoder.init)
     if init != Path(FRESH):

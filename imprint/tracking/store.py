@@ -7,6 +7,7 @@ one would point elsewhere from the next folder. `MLFLOW_TRACKING_URI` in the env
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ def set_mlflow_environment() -> None:
     """No telemetry, no progress bars, no pickles, and a dead server is given up soon; what is set already stays."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else each of its retries is a line
 
 
 def open_store(root: Path) -> tuple[MlflowClient, str]:
