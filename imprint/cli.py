@@ -25,9 +25,12 @@ def pretrain_encoder() -> None:
 
     def body() -> None:
         from imprint.core.params import load_params
+        from imprint.training.launch import run_in_processes
         from imprint.training.pretrain_stage import run_pretrain_encoder
 
-        run_pretrain_encoder(load_params())
+        params = load_params()
+        count = params.pretrain_encoder.processes
+        run_in_processes(lambda: run_pretrain_encoder(params), command="pretrain-encoder", count=count)
 
     run_command("pretrain_encoder", body)
 
@@ -54,8 +57,11 @@ def train_compositor() -> None:
     def body() -> None:
         from imprint.core.params import load_params
         from imprint.training.compositor_stage import run_train_compositor
+        from imprint.training.launch import run_in_processes
 
-        run_train_compositor(load_params())
+        params = load_params()
+        count = params.train_compositor.processes
+        run_in_processes(lambda: run_train_compositor(params), command="train-compositor", count=count)
 
     run_command("train_compositor", body)
 
@@ -141,6 +147,21 @@ def composite(
     settings = {"level": mask_level, "model": model, "steps": steps, "guidance": guidance, "seed": seed}
     with _exit_on_bad_input("composite"):
         composite_files(object_paths, background, mask_path=mask, output_path=output, **settings)
+
+
+@app.command()
+def send_metrics() -> None:
+    """Send to MLflow what it could not be told while it was away; the next stage of the pipeline does it as well."""
+    from imprint.core.errors import InputError
+    from imprint.tracking import send_unsent
+
+    with _exit_on_bad_input("send-metrics"):
+        try:
+            sent = send_unsent(Path.cwd())
+        except Exception as error:
+            raise InputError(f"MLflow cannot be reached: {' '.join(str(error).split())[:300]}") from None
+    for work_dir, count in sent.items():
+        print(f"{work_dir.relative_to(Path.cwd())}: {count} entries sent")
 
 
 @app.command()

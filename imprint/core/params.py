@@ -117,9 +117,13 @@ class Training(Section):
 
     seed: int
     threads: Count  # torch CPU threads; results are bitwise equal only for the same count
-    loader_workers: Natural
+    loader_workers: Natural  # of each process
+    processes: Natural  # on this machine; 0: one per GPU. Under torchrun those count that it has started
     max_steps: Count
-    batch_size: Count
+    max_hours: Annotated[float, Field(ge=0.0)]  # of training in all, resumed ones included; 0: no limit
+    batch_size: Count  # of a step, of all processes together
+    accumulate_steps: Count  # a process takes its share of the batch in so many parts
+    gradient_checkpointing: bool  # U-Net and backbone compute twice and remember less
     mixture: dict[PairKind, Share]  # kinds of pair, as shares of the samples
     learning_rate: Rates
     optimizer: Literal[
@@ -133,12 +137,15 @@ class Training(Section):
     min_snr: Positive  # x0 loss weight: clamp(SNR, min_snr, max_snr)
     max_snr: Positive
     timestep_shift: Annotated[float, Field(ge=1.0)]  # 1: uniform timesteps; more: more of them with much noise
+    timestep_shifts: dict[PairKind, Annotated[float, Field(ge=0.0)]]  # of kinds of pair; 0: as `timestep_shift`
     half_size_steps: Natural  # the first steps run at half the preset's size
     null_rate: Share  # object tokens replaced by the null token, per sample
     flip_rate: Share  # reference and target mirrored together
     channel_swap_rate: Share  # colour channels permuted, in reference and target alike: objects of other colours
     colour_jitter: Share  # strength of colour and light changes of the reference (stage 2: of single pairs)
     checkpoint_every_steps: Count
+    keep_checkpoints: Count  # the newest so many, and beside them the best by held-out loss
+    log_checkpoints_as_models: bool  # the averaged weights of each, in MLflow
     log_every_steps: Count
     validate_every_steps: Count
     validation_pairs: Count

@@ -6,6 +6,7 @@ its inputs and its code, so that a run with new parameters never meets the old r
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 
@@ -23,6 +24,7 @@ from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
 
 ErrorKind = Literal["transient", "data", "config", "bug"]
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES_ROOT = Path(__file__).resolve().parents[2]  # where imprint/ and data_prep/ lie
 
 
@@ -100,25 +102,45 @@ def read_dvc_digests(root: Path = Path(".")) -> dict[str, str]:
 
 
 def run_command(stage: str, body: Callable[[], Any], root: Path = Path(".")) -> None:
-    """Run a stage's body as a command: user errors end in one line and exit code 2, and every failure leaves
-    `work/<stage>/error.json` with its kind (`transient` | `data` | `config` | `bug`), because DVC hides exit codes."""
+    """Run a stage's body as a command: user errors and a full disk end in one line and exit code 2, and every failure
+    leaves `work/<stage>/error.json` with its kind (`transient` | `data` | `config` | `bug`), because DVC hides exit
+    codes. Of the processes of one training the first to fail says why."""
     record = root / "work" / stage / "error.json"
-    record.unlink(missing_ok=True)
+    if int(os.environ.get("RANK", 0)) == 0:
+        record.unlink(missing_ok=True)
     try:
         body()
     except InputError as error:
-        _record_error(record, "config", str(error))
-        print(f"{stage}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(stage, record, str(error))
     except (KeyboardInterrupt, SystemExit):
         raise
     except (ConnectionError, TimeoutError, BlockingIOError) as error:
         _record_error(record, "transient", repr(error))
+        raise
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            place = error.filename or "a file"
+            _end(stage, record, f"{place} cannot be written ({error.strerror}); make room and give the command again")
+        _record_error(record, "bug", repr(error))
         raise
     except BaseException as error:
         _record_error(record, "bug", "".join(traceback.format_exception_only(error)).strip())
         raise
 
 
-def _record_error(path: Path, kind: ErrorKind, message: str) -> None:
+def _end(stage: str, record: Path, message: str) -> NoReturn:
+    if _record_error(record, "config", message):
+        print(f"{stage}: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _record_error(path: Path, kind: ErrorKind, message: str) -> bool:
+    """False if another process of the same training was first: what the others then suffer is its consequence."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            return False
     write_json_atomic(path, {"kind": kind, "message": message, "pid": os.getpid()})
+    return True

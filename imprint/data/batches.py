@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -15,19 +15,23 @@ from torch import Tensor
 from imprint.core.masks import MASK_LEVELS, add_contact_margin, compute_mask_levels, compute_object_size_px
 from imprint.core.pixels import put_on_black, resize_image, to_model_range
 from imprint.core.prepare import list_object_crops
+from imprint.core.records import PairKind
 from imprint.data.draws import Draw
 from imprint.data.shards import View
+
+PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityBatch:
     """Stage 1. Images in [-1, 1], both views of an object on black; position: of the sample in the run.
 
-    opacity: the reference's alpha, 0-1; more, more_opacity: the object's further pictures, of which those `present`
-    count (beyond the paper; e is 0 as in the paper).
+    kind: index into PAIR_KINDS; opacity: the reference's alpha, 0-1; more, more_opacity: the object's further pictures,
+    of which those `present` count (beyond the paper; e is 0 as in the paper).
     """
 
     position: Int[Tensor, " b"]
+    kind: Int[Tensor, " b"]
     reference: Float[Tensor, "b 3 r r"]
     opacity: Float[Tensor, "b 1 r r"]
     more: Float[Tensor, "b e 3 r r"]
@@ -40,11 +44,12 @@ class IdentityBatch:
 class CompositingBatch:
     """Stage 2. Images in [-1, 1]; scene: the target, with the object in it; hole: true where the model has to paint.
 
-    opacity, more, more_opacity, present: as in `IdentityBatch`; is_single: the reference is the target view itself, to
-    be augmented; level: index into MASK_LEVELS.
+    kind, opacity, more, more_opacity, present: as in `IdentityBatch`; is_single: the reference is the target view
+    itself, to be augmented; level: index into MASK_LEVELS.
     """
 
     position: Int[Tensor, " b"]
+    kind: Int[Tensor, " b"]
     reference: Float[Tensor, "b 3 r r"]
     opacity: Float[Tensor, "b 1 r r"]
     more: Float[Tensor, "b e 3 r r"]
@@ -64,6 +69,7 @@ def build_identity_sample(draw: Draw, reference: View, target: View, others: Seq
     on_black = _put_target_on_black(target)
     return IdentityBatch(
         position=torch.tensor([draw.position]),
+        kind=torch.tensor([PAIR_KINDS.index(draw.pair.kind)]),
         **_build_pictures(draw, [reference, *others]),
         target=_to_tensor(_apply(draw, on_black)),
     )
@@ -86,6 +92,7 @@ def build_compositing_sample(
         hole = add_contact_margin(hole, compute_object_size_px(mask), draw.margin_share)
     return CompositingBatch(
         position=torch.tensor([draw.position]),
+        kind=torch.tensor([PAIR_KINDS.index(draw.pair.kind)]),
         **_build_pictures(draw, [reference, *others]),
         is_single=torch.tensor([draw.pair.kind == "single"]),
         scene=_to_tensor(_apply(draw, scene)),

@@ -17,6 +17,31 @@ from imprint.data.shards import ShardReader, View
 BuildSample = Callable[[Draw, View, View, Sequence[View]], Batch]  # reference, target, further views
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchShares:
+    """How the samples of a step are divided: into equal parts in the order of their positions, dealt in turn to the
+    processes, `accumulate_steps` to each. The samples of a step are the same ones however they are divided."""
+
+    batch_size: int  # of the whole step
+    accumulate_steps: int = 1
+    num_processes: int = 1
+    process_index: int = 0
+
+    @property
+    def parts_per_step(self) -> int:
+        return self.accumulate_steps * self.num_processes
+
+    @property
+    def part_size(self) -> int:
+        return self.batch_size // self.parts_per_step
+
+    def list_parts(self, start_step: int, num_steps: int) -> Iterator[range]:
+        """The positions of this process's parts, of steps `start_step` to `num_steps`."""
+        first, end = (step * self.parts_per_step + self.process_index for step in (start_step, num_steps))
+        for part in range(first, end, self.num_processes):
+            yield range(part * self.part_size, (part + 1) * self.part_size)
+
+
 @dataclass(frozen=True)
 class PairDataset(Dataset, Generic[Batch]):
     """Sample at position p of a run, for any p >= 0. A pair that cannot be read raises, with its id: mining filters."""
@@ -33,14 +58,13 @@ class PairDataset(Dataset, Generic[Batch]):
 
 
 def load_batches(
-    dataset: PairDataset[Batch], *, start_step: int, num_steps: int, batch_size: int, num_workers: int
+    dataset: PairDataset[Batch], *, start_step: int, num_steps: int, shares: BatchShares, num_workers: int
 ) -> Iterator[Batch]:
-    """The batches of steps `start_step` to `num_steps`: the same ones for any start and any number of workers."""
-    positions = range(start_step * batch_size, num_steps * batch_size)
+    """The batches of steps `start_step` to `num_steps` that are this process's: the same ones for any start and any
+    number of workers."""
     loader = DataLoader(
         dataset,
-        sampler=positions,
-        batch_size=batch_size,
+        batch_sampler=shares.list_parts(start_step, num_steps),  # pyright: ignore[reportArgumentType]
         num_workers=num_workers,
         collate_fn=collate,
         multiprocessing_context="spawn" if num_workers else None,  # a fork after torch's threads may hang

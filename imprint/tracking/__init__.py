@@ -1,5 +1,5 @@
-"""Tracking of a stage's run: JSONL in the work folder always, MLflow beside it where it works."""
+"""Tracking of a stage's run: a journal in the work folder always, MLflow beside it where it works."""
 
-from imprint.tracking.run import Tracker, start_run
+from imprint.tracking.run import Tracker, send_unsent, start_run
 
-__all__ = ["Tracker", "start_run"]
+__all__ = ["Tracker", "send_unsent", "start_run"]

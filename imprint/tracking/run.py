@@ -1,25 +1,24 @@
-"""The tracker that a stage sees. It never blocks a step: MLflow is fed by a thread of its own, from a bounded queue."""
+"""The tracker that a stage sees. It writes to the run's journal and never waits: a thread of its own feeds MLflow from
+there. What a server that is away has not got is sent when it is back, by this run or by the project's next one."""
 
 from __future__ import annotations
 
 import json
 import math
-import queue
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from imprint.tracking.mlflow_run import MlflowRun, RunSpec
+from imprint.tracking.journal import METRICS_FILE, lock_journal, open_journal, read_journal
+from imprint.tracking.mlflow_run import RECORD_FILE, MlflowRun, count_unsent, describe_run, shorten, warn
 
-METRICS_FILE = "metrics.jsonl"
-_MAX_QUEUED = 10_000
 _FLUSH_S = 120.0  # at the end of a finished run; a large model may still be on its way
 _FLUSH_INTERRUPTED_S = 8.0  # an orchestrator kills what does not end in about 20 s
-Job = Callable[[MlflowRun], None]
+_RETRY_S = 15.0
+SEND_COMMAND = "python -m imprint send-metrics"
 
 
 @contextmanager
@@ -37,8 +36,10 @@ def start_run(
     An MLflow that fails is a warning on standard error, and the stage goes on. An exception in the body marks the run
     as failed, an interrupt as killed; both pass through.
     """
-    spec = RunSpec(stage, key, params, inputs, root.resolve(), (work_dir / "mlflow_run.json").resolve())
-    tracker = Tracker(spec, work_dir / METRICS_FILE)
+    work_dir, root = work_dir.resolve(), root.resolve()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    describe_run(work_dir, stage=stage, key=key, params=params, inputs=inputs, root=root)
+    tracker = Tracker(work_dir, root)
     status, flush_s = "FINISHED", _FLUSH_S
     try:
         yield tracker
@@ -55,76 +56,113 @@ def start_run(
 class Tracker:
     """Logs to `metrics.jsonl` at once and to MLflow later. Made by `start_run`."""
 
-    def __init__(self, spec: RunSpec, metrics_path: Path) -> None:
-        self._file = _open_jsonl(metrics_path)
-        self._jobs: queue.Queue[Job | None] = queue.Queue()
-        self._num_dropped = 0
-        self._thread = threading.Thread(target=_feed_mlflow, args=(spec, self._jobs), daemon=True, name="mlflow")
+    def __init__(self, work_dir: Path, root: Path) -> None:
+        self._work_dir = work_dir
+        self._file = open_journal(work_dir / METRICS_FILE)
+        self._logged = _list_logged(work_dir)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        arguments = (work_dir, root, self._wake, self._closing)
+        self._thread = threading.Thread(target=_feed_mlflow, args=arguments, daemon=True, name="mlflow")
         self._thread.start()
-        self._jobs.put(lambda run: None)  # opens the run now, not at the first entry
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """One line `{"step": ..., name: value, ...}`; a value that is not finite becomes null there."""
-        values = {name: float(value) for name, value in metrics.items()}
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        time_ms = int(time.time() * 1000)
-        self._put(lambda run: run.log_metrics(values, step, time_ms))
+        """One entry; a value that is not finite becomes null. What an earlier process has logged at the step, before it
+        was stopped and this one repeated it, is not logged again."""
+        new = {name: float(value) for name, value in metrics.items() if (name, step) not in self._logged}
+        if new:
+            values = {name: value if math.isfinite(value) else None for name, value in new.items()}
+            self._write({"step": step, "metrics": values})
 
     def log_file(self, path: Path, *, folder: str = "") -> None:
-        """Log a file (a sample picture) into a folder of the run's artifacts. It must stay until the run ends."""
-        resolved = path.resolve()
-        self._put(lambda run: run.log_file(resolved, folder))
+        """Log a file (a sample picture) into a folder of the run's artifacts. It must stay until MLflow has it."""
+        name = str(path.resolve())
+        if (name, folder) not in self._logged:
+            self._write({"file": name, "folder": folder})
 
     def log_model(
-        self, *, kind: Literal["encoder", "compositor"], directory: Path, metrics: Mapping[str, float] | None = None
+        self,
+        *,
+        kind: Literal["encoder", "compositor"],
+        directory: Path,
+        metrics: Mapping[str, float] | None = None,
+        step: int | None = None,
+        passing: bool = False,
     ) -> None:
-        """Log final weights (an exported folder) as a logged model that carries `metrics`."""
-        resolved, values = directory.resolve(), {name: float(value) for name, value in (metrics or {}).items()}
-        self._put(lambda run: run.log_model(kind, resolved, values))
+        """Log weights (an exported folder) as a logged model that carries `metrics`, measured at `step`.
+
+        passing: those of a checkpoint; the folder is removed when MLflow has it.
+        """
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        name = f"{kind}-step-{step}" if passing else f"{kind}-weights"
+        place = {"directory": str(directory.resolve()), "passing": passing}
+        self._write({"model": kind, "name": name, "step": step, "metrics": values, **place})
 
     def close(self, status: str, flush_s: float) -> None:
-        """Wait at most `flush_s` seconds for MLflow."""
+        """Wait at most `flush_s` seconds for MLflow, and not at all for one that cannot be reached."""
+        self._write({"status": status})
         self._file.close()
-        self._jobs.put(lambda run: run.finish(status))
-        self._jobs.put(None)
+        self._closing.set()
+        self._wake.set()
         self._thread.join(flush_s)
-        if self._thread.is_alive():
-            _warn(f"gave up after {flush_s:.0f} s with about {self._jobs.qsize()} entries unsent")
-        if self._num_dropped:
-            _warn(f"was too slow: {self._num_dropped} entries are in {METRICS_FILE} alone")
+        if unsent := count_unsent(self._work_dir):
+            warn(f"has not got {unsent} entries of {self._work_dir}; the next run here sends them, or `{SEND_COMMAND}`")
 
-    def _put(self, job: Job) -> None:
-        if self._jobs.qsize() < _MAX_QUEUED:
-            self._jobs.put(job)
-        else:
-            self._num_dropped += 1
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"time_ms": int(time.time() * 1000), **entry}) + "\n")
+        self._file.flush()
+        self._wake.set()
 
 
-def _feed_mlflow(spec: RunSpec, jobs: queue.Queue[Job | None]) -> None:
-    """The thread's body: the first failure is reported and ends the logging, and the queue is drained to its end."""
-    run: MlflowRun | None = None
-    broken = False
-    for job in iter(jobs.get, None):
-        if broken:
+def send_unsent(root: Path, skip: Path | None = None) -> dict[Path, int]:
+    """Send what the project's earlier runs could not: work folder => entries sent. Raises what MLflow raises."""
+    sent = {}
+    for record in sorted((root / "work").glob(f"*/*/{RECORD_FILE}")):
+        work_dir = record.parent
+        if work_dir == skip or not (count := count_unsent(work_dir)):
             continue
-        try:
-            run = run or MlflowRun(spec)
-            job(run)
-        except Exception as error:
-            broken = True
-            _warn(f"failed and is left out from here on: {' '.join(str(error).split())[:300]}")
+        with lock_journal(work_dir / METRICS_FILE, wait=False) as is_mine:
+            if not is_mine:  # a run at work, which sends its own
+                continue
+            run = MlflowRun(work_dir, root)
+            while run.send_next():
+                pass
+            sent[work_dir] = count
+    return sent
 
 
-def _open_jsonl(path: Path) -> IO[str]:
-    """Open for appending, without the half line that a killed process may have left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        data = path.read_bytes()
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
-    return path.open("a")
+def _feed_mlflow(work_dir: Path, root: Path, wake: threading.Event, closing: threading.Event) -> None:
+    """The thread's body: send what is in the journal, and try again where that fails, until the run closes."""
+    run: MlflowRun | None = None
+    has_warned = has_swept = False
+    with lock_journal(work_dir / METRICS_FILE, wait=True):
+        while True:
+            last = closing.is_set()
+            wake.clear()
+            try:
+                run = run or MlflowRun(work_dir, root)
+                while run.send_next():
+                    pass
+                if not has_swept:
+                    has_swept = True
+                    send_unsent(root, skip=work_dir)
+            except Exception as error:
+                run = None
+                if not has_warned:
+                    has_warned = True
+                    warn(f"cannot be reached; what is logged is kept and sent later: {shorten(error)}")
+                closing.wait(_RETRY_S)
+            if last:
+                return
+            if run is not None:
+                wake.wait()
 
 
-def _warn(message: str) -> None:
-    print(f"warning: MLflow {message}", file=sys.stderr, flush=True)
+def _list_logged(work_dir: Path) -> set[tuple[str, Any]]:
+    """(metric, step) and (file, folder) of the journal."""
+    logged: set[tuple[str, Any]] = set()
+    for entry, _ in read_journal(work_dir / METRICS_FILE):
+        if "file" in entry:
+            logged.add((entry["file"], entry["folder"]))
+        elif "model" not in entry:
+            logged |= {(name, entry["step"]) for name in entry.get("metrics", {})}
+    return logged

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import kornia.augmentation as kornia_augmentation
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# drawn once for a whole batch, unlike all else that kornia draws
+_OF_THE_BATCH = {"order", "forward_input_shape"}
 _AFFINE = {"degrees": 15.0, "translate": (0.05, 0.05), "scale": (0.85, 1.1), "shear": 8.0}
 
 
@@ -17,24 +21,37 @@ def augment_reference(
     affine: bool,
     colour_jitter: float,
     seed: int,
+    first_row: int = 0,
+    batch_size: int = 0,
 ) -> Float[Tensor, "b 3 r r"]:
     """Reference on black in [-1, 1], changed per sample; black stays black. A function of the inputs and the seed.
 
     colour_jitter: 0-1, the largest relative change of brightness, contrast, saturation and light; hue changes by a
-    quarter of it at most.
+    quarter of it at most. first_row, batch_size: the samples are rows of a larger batch, from that row on, and are
+    changed as they would be within it; 0: they are the whole.
     """
+    rows, size = slice(first_row, first_row + len(reference)), batch_size or len(reference)
     rgba = torch.cat([reference * 0.5 + 0.5, opacity], dim=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # kornia draws from the global generator
         if affine:
-            rgba = kornia_augmentation.RandomAffine(**_AFFINE, p=1.0)(rgba)
+            rgba = _change(kornia_augmentation.RandomAffine(**_AFFINE, p=1.0), rgba, rows=rows, batch_size=size)
         colours = rgba[:, :3]
         if colour_jitter > 0:
-            colours = _change_colour_and_light(colours, colour_jitter)
+            colours = _change_colour_and_light(colours, colour_jitter, rows=rows, batch_size=size)
     return torch.where(rgba[:, 3:] > 0, colours, 0.0) * 2.0 - 1.0
 
 
-def _change_colour_and_light(colours: Tensor, strength: float) -> Tensor:
+def _change_colour_and_light(colours: Tensor, strength: float, *, rows: slice, batch_size: int) -> Tensor:
     change_colour = kornia_augmentation.ColorJitter(strength, strength, strength, min(strength / 4, 0.5))
     change_light = kornia_augmentation.RandomLinearIllumination(gain=(0.0, strength), p=0.5)
-    return change_light(change_colour(colours)).clamp(0.0, 1.0)
+    for change in (change_colour, change_light):
+        colours = _change(change, colours, rows=rows, batch_size=batch_size)
+    return colours.clamp(0.0, 1.0)
+
+
+def _change(augmentation: Any, pictures: Tensor, *, rows: slice, batch_size: int) -> Tensor:
+    """Draw for all of the batch, and change those of its rows that are given."""
+    drawn = augmentation.forward_parameters(torch.Size((batch_size, *pictures.shape[1:])))
+    params = {name: value if name in _OF_THE_BATCH else value[rows] for name, value in drawn.items()}
+    return augmentation(pictures, params=params)

@@ -13,7 +13,7 @@ from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
 from imprint.models.pretrained import load_base
 from imprint.models.sources import Source
 from imprint.training.pretrain_stage import CODE, FRESH, PUBLISHED, SHARDS, collect_sources
-from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
+from imprint.training.session import publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask
 
 STAGE = "train_compositor"
@@ -51,8 +51,8 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
             "weights": card.get("weights", {}),
             "sources": collect_sources(reader, [ENCODER, *start], root),
         }
-        publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
-        tracker.log_model(kind="compositor", directory=root / OUT, metrics=get_final_metrics(state))
+        outcome = {"state": state, "params": section, "run": run, "tracker": tracker}
+        publish_model(model, "compositor", extra=extra, target=root / OUT, **outcome)
 
 
 def build_start(root: Path, *, seed: int, init_unet: str) -> ImprintModel:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,6 +16,7 @@ class StopRequest:
     """signal_number: 0 until a signal came."""
 
     signal_number: int = 0
+    launcher: int | None = field(default_factory=lambda: os.getppid() if "LOCAL_RANK" in os.environ else None)
 
     def __bool__(self) -> bool:
         return self.signal_number != 0
@@ -22,6 +24,12 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         return 128 + self.signal_number
+
+    def read(self) -> int:
+        """The signal so far. The death of the launcher that started this process counts as one."""
+        if not self.signal_number and self.launcher not in (None, os.getppid()):
+            self.signal_number = signal.SIGTERM
+        return self.signal_number
 
 
 @contextmanager

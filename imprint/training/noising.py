@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,18 +27,20 @@ def draw_noising(
     shape_chw: tuple[int, int, int],
     seed: int,
     null_rate: float,
-    timestep_shift: float = 1.0,
+    timestep_shift: Sequence[float] | float = 1.0,
 ) -> Noising:
     """Noise, a timestep and the null draw of the samples at `position`, on their device.
 
     Timesteps are uniform for a `timestep_shift` s of 1; a share u of the way becomes s * u / (1 + (s - 1) * u) (Esser
     et al. 2024), so that with 3 half of them are above 750 of 1000: there the object has to come from the reference.
+    One shift for all samples, or one for each.
     """
+    shifts = [timestep_shift] * len(position) if isinstance(timestep_shift, int | float) else timestep_shift
     timesteps, noises, nulls = [], [], []
-    for key in position.tolist():
+    for key, shift in zip(position.tolist(), shifts, strict=True):
         generator = build_generator(seed, "noising", key)
         share = (torch.randint(NUM_TIMESTEPS, (), generator=generator).double() + 0.5) / NUM_TIMESTEPS
-        shifted = timestep_shift * share / (1.0 + (timestep_shift - 1.0) * share)
+        shifted = shift * share / (1.0 + (shift - 1.0) * share)
         timesteps.append((shifted * NUM_TIMESTEPS).long())
         nulls.append(torch.rand((), generator=generator) < null_rate)
         noises.append(torch.randn(shape_chw, generator=generator))

@@ -16,7 +16,7 @@ from imprint.models.presets import choose_encoder, find_encoder
 from imprint.models.pretrained import load_pretrained
 from imprint.models.provenance import Provenance, describe_weights, list_sources, merge_sources
 from imprint.models.sources import is_folder, list_weights
-from imprint.training.session import get_final_metrics, publish_model, train_model, work_on
+from imprint.training.session import publish_model, train_model, work_on
 from imprint.training.tasks import IdentityTask
 
 STAGE = "pretrain_encoder"
@@ -62,8 +62,8 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
             "weights": weights,
             "sources": merge_sources([collect_sources(reader, starts, root), describe_weights(weights)]),
         }
-        publish_model(model, stage=STAGE, state=state, extra=extra, run=run, target=root / OUT)
-        tracker.log_model(kind="encoder", directory=root / OUT, metrics=get_final_metrics(state))
+        outcome = {"state": state, "params": section, "run": run, "tracker": tracker}
+        publish_model(model, "encoder", extra=extra, target=root / OUT, **outcome)
 
 
 def collect_sources(reader: ShardReader, models: Sequence[Path], root: Path) -> list[Provenance]:

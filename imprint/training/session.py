@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, cpu_offload
+from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_module
 
 from imprint.core.files import publish_dir, write_json_atomic
@@ -31,9 +32,18 @@ from imprint.models import ImprintModel, Preset, save_model
 from imprint.models.freezing import apply_freeze_map
 from imprint.models.lora import add_lora, merge_lora
 from imprint.tracking import Tracker, start_run
-from imprint.training.loop import Trainer, run_loop
+from imprint.training.checkpoint_models import check_checkpoint_models
+from imprint.training.loop import Trainer, is_out_of_time, run_loop
 from imprint.training.optimizer import build_optimizer, copy_weights
-from imprint.training.state import TrainState, build_state, load_state
+from imprint.training.processes import (
+    Losses,
+    build_accelerator,
+    check_same_step,
+    is_main_process,
+    leave_together,
+    share_batches,
+)
+from imprint.training.state import TrainState, build_state, get_final_metrics, load_state
 from imprint.training.tasks import Task, list_kinds
 from imprint.training.validation import Validation
 
@@ -41,14 +51,21 @@ _VALIDATION_SEED = 0
 
 
 @contextmanager
-def work_on(run: StageRun, root: Path) -> Iterator[Tracker]:
-    """The run's work folder for this process alone, and its tracker."""
-    inputs = {"params": run.params, "inputs": run.inputs}
-    with (
-        claim_work_dir(run),
-        start_run(stage=run.name, key=run.key, work_dir=run.work_dir, **inputs, root=root) as tracker,
-    ):
-        yield tracker
+def work_on(run: StageRun, root: Path) -> Iterator[Tracker | None]:
+    """The run's work folder for this training alone, and its tracker; None in all processes but the main one."""
+    accelerator = build_accelerator()
+    try:
+        with ExitStack() as stack:
+            tracker = None
+            if is_main_process():
+                stack.enter_context(claim_work_dir(run))
+                tracking = {"stage": run.name, "key": run.key, "params": run.params, "inputs": run.inputs}
+                tracker = stack.enter_context(start_run(**tracking, work_dir=run.work_dir, root=root))
+            yield tracker
+    except SystemExit:  # a stop, which all processes come to
+        leave_together(accelerator)
+        raise
+    leave_together(accelerator)
 
 
 def train_model(
@@ -60,9 +77,13 @@ def train_model(
     from_scratch: bool,
     train_middle_block: bool,
     run: StageRun,
-    tracker: Tracker,
+    tracker: Tracker | None,
 ) -> TrainState:
-    """Train `model` in place, from the run's newest checkpoint if there is one; it ends with the averaged weights."""
+    """Train `model` in place, from the run's newest checkpoint if there is one; it ends with the averaged weights.
+
+    tracker: of the main process alone.
+    """
+    check_checkpoint_models(params, model.preset, stage=run.name)
     pairs = select_pairs(reader, list_kinds(task), split="train", at_least=params.batch_size)
     preset = model.preset
     first = next(iter(pairs.values()))[0]
@@ -70,9 +91,8 @@ def train_model(
     validation = build_validation(reader, task, params=params, preset=preset)
     with deterministic(params.threads):
         accelerator = build_accelerator()
-        if preset.lora_rank > 0:
-            add_lora(model.unet, rank=preset.lora_rank, seed=params.seed)
-        model.to(accelerator.device)
+        shares = share_batches(params, accelerator, stage=run.name)
+        prepare_model(model, params, device=accelerator.device)
         apply_freeze_map(model, task.stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
         if params.offload_frozen:
             offload_frozen(model, accelerator.device)
@@ -82,27 +102,50 @@ def train_model(
             task=task,
             params=params,
             accelerator=accelerator,
+            shares=shares,
+            losses=accelerator.prepare_model(
+                Losses(partial(task.compute_losses, model), state.parameters.values()), device_placement=False
+            ),
             validation=validation,
             tracker=tracker,
             work_dir=run.work_dir,
         )
-        load_state(state, trainer.checkpoints)
+        load_state(state, trainer.checkpoints, quiet=tracker is None)
+        check_same_step(accelerator, state.step)
         dataset = PairDataset(reader, pairs, show_views(task.rules, preset), task.build_sample, params.seed)
         batches = load_batches(
             dataset,
             start_step=state.step,
             num_steps=params.max_steps,
-            batch_size=params.batch_size,
+            shares=shares,
             num_workers=params.loader_workers,
         )
         run_loop(trainer, model, state=state, batches=batches)
     copy_weights(state.parameters, state.ema)
+    finish_model(model, params)
+    return state
+
+
+def prepare_model(model: ImprintModel, params: Training, *, device: torch.device) -> None:
+    """On its device, with what only training needs."""
+    if model.preset.lora_rank > 0:
+        add_lora(model.unet, rank=model.preset.lora_rank, seed=params.seed)
+    model.to(device)
+    if params.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def finish_model(model: ImprintModel, params: Training) -> None:
+    """Without what only training needs, in evaluation mode."""
     if params.offload_frozen:
         remove_hook_from_module(model, recurse=True)
-    if preset.lora_rank > 0:
+    if params.gradient_checkpointing:
+        model.unet.disable_gradient_checkpointing()
+        model.backbone.gradient_checkpointing_disable()
+    if model.preset.lora_rank > 0:
         merge_lora(model.unet)
     model.eval().requires_grad_(False)
-    return state
 
 
 def offload_frozen(model: ImprintModel, device: torch.device) -> None:
@@ -127,12 +170,6 @@ def show_views(rules: DrawRules, preset: Preset) -> DrawRules:
     return replace(rules, max_references=preset.max_references, detail=preset.detail_crop)
 
 
-def build_accelerator() -> Accelerator:
-    """CPU in float32, or one GPU in bfloat16."""
-    has_gpu = torch.cuda.is_available()
-    return Accelerator(cpu=not has_gpu, mixed_precision="bf16" if has_gpu else "no")
-
-
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
     """Fixed thread count, and deterministic kernels where there are any: the same count gives the same bits.
@@ -153,19 +190,30 @@ def deterministic(threads: int) -> Iterator[None]:
 
 
 def publish_model(
-    model: ImprintModel, *, stage: str, state: TrainState, extra: dict[str, Any], run: StageRun, target: Path
+    model: ImprintModel,
+    kind: Literal["encoder", "compositor"],
+    *,
+    extra: dict[str, Any],
+    state: TrainState,
+    params: Training,
+    run: StageRun,
+    target: Path,
+    tracker: Tracker | None,
 ) -> None:
-    """Export to the work folder and put the whole at its out path: weights, scheduler, card and the logged curve."""
+    """Export to the work folder and put the whole at its out path: weights, scheduler, card and the logged curve; and
+    log it. By the main process alone.
+
+    The card says after how many steps the training ended, and whether it was for `max_hours`.
+    """
+    if tracker is None:
+        return
     export = run.work_dir / "export"
-    save_model(model.cpu(), export, stage=stage, extra={**extra, "steps": state.step})
+    end = {"steps": state.step}
+    if state.step < params.max_steps and is_out_of_time(state, params):
+        end |= {"ended_by": "max_hours"}
+    save_model(model.cpu(), export, stage=run.name, extra=extra | end)
     build_scheduler(schedule=model.preset).save_pretrained(export / "scheduler")
     write_json_atomic(export / "train_log.json", state.history)
     publish_dir(export, target)
-
-
-def get_final_metrics(state: TrainState) -> dict[str, float]:
-    """The last logged value of every metric."""
-    final: dict[str, float] = {}
-    for entry in state.history:
-        final.update({name: value for name, value in entry.items() if name != "step"})
-    return final
+    # the work folder's copy: the other is replaced by the next run, perhaps before MLflow could be reached
+    tracker.log_model(kind=kind, directory=export, metrics=get_final_metrics(state), step=state.step)

@@ -12,21 +12,23 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, write_bytes_atomic, write_json_atomic
 from imprint.training.optimizer import get_trainable
 
-NUM_KEPT = 2
 _MOMENTS = "moment/"
 
 
 @dataclass
 class TrainState:
-    """step: finished steps; ema: averaged weights; history: the logged curve; recent_losses: not yet in it."""
+    """step: finished steps; ema: averaged weights; history: the logged curve; recent_losses: not yet in it;
+    elapsed_s: seconds of training so far."""
 
     parameters: dict[str, nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
     ema: dict[str, Tensor]
     step: int = 0
+    elapsed_s: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     recent_losses: list[float] = field(default_factory=list)
 
@@ -38,31 +40,77 @@ def build_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainStat
     return TrainState(parameters=parameters, optimizer=optimizer, ema=ema)
 
 
-def save_state(state: TrainState, directory: Path) -> None:
-    """Write `step-<n>.safetensors`, then its JSON with the checksum, which makes it count; the last two are kept."""
-    data = save(_collect_tensors(state))
+def save_state(state: TrainState, directory: Path, *, keep: int) -> None:
+    """Write `step-<n>.safetensors`, then its JSON with the checksum, which makes it count.
+
+    Kept are the newest `keep`, and of those whose step was validated the one with the smallest held-out loss.
+    `InputError` where it cannot be written (a full disk): what was there before stays as it was.
+    """
     path = directory / f"step-{state.step:08d}.safetensors"
-    write_bytes_atomic(path, data)
-    values = {"step": state.step, "history": state.history, "recent_losses": state.recent_losses}
-    write_json_atomic(path.with_suffix(".json"), values | {"sha256": compute_digest(data)})
-    for old in _list_checkpoints(directory)[NUM_KEPT:]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    values = {
+        "step": state.step,
+        "elapsed_s": state.elapsed_s,
+        "history": state.history,
+        "recent_losses": state.recent_losses,
+        "val_loss": get_held_out_loss(state),
+    }
+    try:
+        data = save(_collect_tensors(state))
+        write_bytes_atomic(path, data)
+        write_json_atomic(path.with_suffix(".json"), values | {"sha256": compute_digest(data)})
+    except OSError as error:
+        raise InputError(
+            f"the checkpoint of step {state.step} cannot be written to {directory} ({error.strerror}); earlier ones "
+            "are whole: make room and give the same command again to go on from the newest"
+        ) from None
+    _remove_old(directory, keep)
 
 
-def load_state(state: TrainState, directory: Path) -> bool:
+def load_state(state: TrainState, directory: Path, *, quiet: bool = False) -> bool:
     """Restore the newest whole checkpoint into `state`, skip damaged ones with a warning. False if there is none."""
     for path in _list_checkpoints(directory):
         read = _read_checkpoint(path)
         if read is None:
-            print(f"warning: checkpoint {path} is damaged and is skipped", file=sys.stderr, flush=True)
+            if not quiet:
+                print(f"warning: checkpoint {path} is damaged and is skipped", file=sys.stderr, flush=True)
             continue
         values, tensors = read
         _restore_tensors(state, tensors, step=values["step"])
         state.step, state.history = values["step"], values["history"]
-        state.recent_losses = values["recent_losses"]
+        state.recent_losses, state.elapsed_s = values["recent_losses"], values["elapsed_s"]
         return True
     return False
+
+
+def get_held_out_loss(state: TrainState) -> float | None:
+    """The held-out loss at the state's very step, if it was measured there."""
+    losses = (entry.get("val_loss") for entry in state.history if entry["step"] == state.step)
+    return next((loss for loss in losses if loss is not None), None)
+
+
+def get_final_metrics(state: TrainState) -> dict[str, float]:
+    """The last logged value of every metric."""
+    final: dict[str, float] = {}
+    for entry in state.history:
+        final.update({name: value for name, value in entry.items() if name != "step"})
+    return final
+
+
+def _remove_old(directory: Path, keep: int) -> None:
+    checkpoints = _list_checkpoints(directory)
+    measured = [(loss, path) for path in checkpoints if (loss := _read_held_out_loss(path)) is not None]
+    best = min(measured)[1] if measured else None
+    for old in checkpoints[keep:]:
+        if old != best:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _read_held_out_loss(path: Path) -> float | None:
+    try:
+        return json.loads(path.read_text())["val_loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _list_checkpoints(directory: Path) -> list[Path]:

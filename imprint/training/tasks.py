@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -60,12 +61,10 @@ class IdentityTask:
         return DrawRules(mixture=choose_mixture(self.params), flip_rate=flip, swap_rate=swap)
 
     def augment(self, batch: IdentityBatch, *, seed: int) -> IdentityBatch:
-        jitter = self.params.colour_jitter
-        if jitter == 0:
+        if self.params.colour_jitter == 0:
             return batch
-        changed = augment_reference(batch.reference, batch.opacity, affine=False, colour_jitter=jitter, seed=seed)
-        more = augment_more(batch, affine=False, colour_jitter=jitter, seed=seed)
-        return replace(batch, reference=changed, more=more)
+        reference, more = augment_pictures(batch, self.params, affine=False, seed=seed)
+        return replace(batch, reference=reference, more=more)
 
     def compute_losses(self, model: ImprintModel, batch: IdentityBatch, noising: Noising) -> Float[Tensor, " b"]:
         tokens, counts = model.encode_pictures(batch.reference, batch.more, batch.present)
@@ -112,13 +111,11 @@ class CompositingTask:
         )
 
     def augment(self, batch: CompositingBatch, *, seed: int) -> CompositingBatch:
-        jitter = self.params.colour_jitter
-        changed = augment_reference(batch.reference, batch.opacity, affine=True, colour_jitter=jitter, seed=seed)
-        more = augment_more(batch, affine=True, colour_jitter=jitter, seed=seed)
+        reference, more = augment_pictures(batch, self.params, affine=True, seed=seed)
         is_single = batch.is_single[:, None, None, None]
         return replace(
             batch,
-            reference=torch.where(is_single, changed, batch.reference),
+            reference=torch.where(is_single, reference, batch.reference),
             more=torch.where(is_single[..., None], more, batch.more),
         )
 
@@ -156,16 +153,22 @@ class CompositingTask:
         return batch.scene
 
 
-def augment_more(
-    batch: IdentityBatch | CompositingBatch, *, affine: bool, colour_jitter: float, seed: int
-) -> Float[Tensor, "b e 3 r r"]:
-    """The object's further pictures, each changed by a draw of its own."""
+def augment_pictures(
+    batch: IdentityBatch | CompositingBatch, params: Training, *, affine: bool, seed: int
+) -> tuple[Float[Tensor, "b 3 r r"], Float[Tensor, "b e 3 r r"]]:
+    """The object's reference and its further pictures, each changed by a draw of its own; `seed` is the step's.
+
+    The batch may be a part of the step's samples: its rows, by their positions, are changed as they are in the whole.
+    """
+    first_row, size, jitter = int(batch.position[0]) % params.batch_size, params.batch_size, params.colour_jitter
+    augment = partial(augment_reference, affine=affine, colour_jitter=jitter)
+    reference = augment(batch.reference, batch.opacity, seed=seed, first_row=first_row, batch_size=size)
     count = batch.more.shape[1]
     if count == 0:
-        return batch.more
+        return reference, batch.more
     pictures, opacity = batch.more.flatten(0, 1), batch.more_opacity.flatten(0, 1)
-    changed = augment_reference(pictures, opacity, affine=affine, colour_jitter=colour_jitter, seed=seed + 1)
-    return changed.unflatten(0, (-1, count))
+    more = augment(pictures, opacity, seed=seed + 1, first_row=first_row * count, batch_size=size * count)
+    return reference, more.unflatten(0, (-1, count))
 
 
 def replace_by_null(model: ImprintModel, tokens: Float[Tensor, "b n d"], noising: Noising) -> Float[Tensor, "b n d"]:
