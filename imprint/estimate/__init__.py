@@ -1,1 +1,1 @@
-"""What a training run will need, said before it begins: memory, time and disk. Importing this package loads no torch."""
+"""What a training run will need, before it begins: memory, time, disk. Importing this package loads no torch."""

@@ -22,11 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from imprint.core.params import Training
 from imprint.data import CompositingBatch, IdentityBatch
 from imprint.models import ImprintModel, Preset
 from imprint.models.freezing import apply_freeze_map
-from imprint.models.lora import add_lora
 from imprint.training.noising import Noising
+from imprint.training.session import prepare_model
 from imprint.training.tasks import Task
 from imprint.training.validation import NUM_PICTURES
 
@@ -47,19 +48,22 @@ class StepCount:
     peak_bytes: int
 
 
-def build_meta_model(preset: Preset, task: Task, *, from_scratch: bool, train_middle_block: bool) -> ImprintModel:
+def build_meta_model(
+    preset: Preset, task: Task, *, params: Training, from_scratch: bool, train_middle_block: bool
+) -> ImprintModel:
     """The model in training as the stage sets it up, without weights."""
     with META:
         model = ImprintModel(preset)
-        if preset.lora_rank > 0:
-            add_lora(model.unet, rank=preset.lora_rank, seed=0)
+        prepare_model(model, params, device=META)
     apply_freeze_map(model, task.stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
     return model.train()
 
 
 def count_step(model: ImprintModel, task: Task, *, batch_size: int, bfloat16: bool) -> StepCount:
-    """Count one forward and backward pass of `batch_size` samples. The model is a `build_meta_model`, or, for comparison,
-    a real one on the CPU."""
+    """Count one forward and backward pass of `batch_size` samples.
+
+    The model is a `build_meta_model`, or, for comparison, a real one on the CPU.
+    """
     batch, noising = build_batch(model, task, batch_size)
     known = [*model.parameters(), *model.buffers(), *vars(batch).values(), *vars(noising).values()]
     meter = Meter(value for value in known if isinstance(value, Tensor))
@@ -88,6 +92,7 @@ def build_batch(model: ImprintModel, task: Task, batch_size: int) -> tuple[Any, 
     with model.device:
         shared = {
             "position": torch.arange(batch_size),
+            "kind": torch.zeros(batch_size, dtype=torch.long),
             "reference": torch.zeros(batch_size, 3, reference_px, reference_px),
             "opacity": torch.zeros(batch_size, 1, reference_px, reference_px),
             "more": torch.zeros(batch_size, 0, 3, reference_px, reference_px),
@@ -108,8 +113,8 @@ def build_batch(model: ImprintModel, task: Task, batch_size: int) -> tuple[Any, 
 
 
 class GpuRules(TorchFunctionMode):
-    """What a GPU would compute in: products in bfloat16 and norms in float32 where gradients are kept (a VAE is always in
-    float32 and keeps none), and attention that never stores its matrix."""
+    """What a GPU would compute in: products in bfloat16 and norms in float32 where gradients are kept (a VAE is always
+    in float32 and keeps none), and attention that never stores its matrix."""
 
     def __init__(self, *, bfloat16: bool) -> None:
         super().__init__()

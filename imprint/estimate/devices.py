@@ -33,7 +33,7 @@ CARDS = {
 
 
 def choose_card(name: str | None, memory_gb: float | None, tflops: float | None) -> Card:
-    """The named card, or one of the given memory and bfloat16 throughput (half of it in TF32, as on the cards above)."""
+    """The named card, or one of the given memory and bfloat16 throughput (in TF32 half of it, as above)."""
     if memory_gb is not None and tflops is not None:
         return Card(name="given", memory_gb=memory_gb, bf16=tflops, tf32=tflops / 2)
     if memory_gb is not None or tflops is not None:

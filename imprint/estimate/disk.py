@@ -1,4 +1,4 @@
-"""What data and models take on disk. The data's bytes per pixel were measured on the demo clips; the rest is counted."""
+"""What the data takes on disk, by the bytes per pixel that were measured on the demo clips."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DataBytes:
 
 
 def scale_data(params: Params) -> DataBytes:
-    """The measured bytes per pixel at the pixels that the params ask for. Photographs differ: this is an order of size."""
+    """The measured bytes per pixel at the params' sizes. Photographs differ: this is an order of size."""
     frames_per_hour = 3600 * params.extract_frames.sample_fps
     frame_px = params.extract_frames.max_side_px**2 * _ASPECT
     packed = params.pack_shards

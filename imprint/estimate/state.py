@@ -1,4 +1,4 @@
-"""Bytes of what a run keeps from step to step: weights, their average, the optimizer's moments. Counted, not measured."""
+"""Bytes of what a run keeps from step to step: weights, their average, the optimizer's moments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK, _MIN_8BIT = 256, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """trained: numbers that train; weights: on the GPU, frozen ones included; average: the EMA; moments: AdamW's two."""
+    """trained: numbers that train; weights: on the GPU, with the frozen ones; average: the EMA; moments: AdamW's."""
 
     trained: int
     weights: int

@@ -26,7 +26,7 @@ def fill_hole(image: Float[Tensor, "b 3 s s"], hole: Bool[Tensor, "b 1 s s"]) ->
 
 
 def in_float32(device: torch.device) -> AbstractContextManager[Any]:
-    """Within it nothing is cast to half precision. On the meta device, where `imprint estimate` counts, nothing ever is."""
+    """Within it nothing is cast to half precision. The meta device, which has no numbers, has no autocast either."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
