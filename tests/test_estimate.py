@@ -158,7 +158,9 @@ def test_a_stages_sum(params: Params) -> None:
     settings = {"checkpointing": False, "optimizer": "adamw"}
     stage = build_estimate(params, one)
     assert stage.compute_step_bytes(8, **settings, accumulates=False) == 80 + 40 + 80 + 510
-    assert stage.compute_step_bytes(8, **settings, accumulates=True) == 80 + 40 + 80 + 540, "gradients of the parts before"
+    assert stage.compute_step_bytes(8, **settings, accumulates=True) == 80 + 40 + 80 + 540, (
+        "gradients of the parts before"
+    )
     assert stage.compute_validation_bytes("adamw") == 80 + 2 * 40 + 80 + 7
     assert (stage.samples_at_once, stage.compute_flops("float32")) == (8, 100 * 8 * 1000)
     several = build_estimate(params, one, processes=2, accumulate_steps=2)
@@ -171,7 +173,9 @@ def test_a_stages_sum(params: Params) -> None:
 def test_what_is_too_much_says_so(params: Params) -> None:
     card = replace(CARDS["rtx-4090"], memory_gb=2.0)
     large = StepCount(flops={"float32": 1 << 40}, forward_bytes=0, peak_bytes=3 << 30)
-    lines = list(describe(params, [build_estimate(params, large)] * 2, card=card, utilisation=0.5, bfloat16=False, clip_hours=1))
+    lines = list(
+        describe(params, [build_estimate(params, large)] * 2, card=card, utilisation=0.5, bfloat16=False, clip_hours=1)
+    )
     assert any("a step of 8 at once, with gradients: 3.0 (too much)" in line for line in lines)
     seconds = 8 * (1 << 40) / (82.6e12 * 0.5)
     assert any(f"{seconds:.2f} s per step" in line for line in lines)

@@ -24,10 +24,22 @@ from imprint.training.pretrain_stage import build_start
 from imprint.training.tasks import CompositingTask, IdentityTask
 from imprint.verify.pairs import write_pairs
 from imprint.verify.project import INPUTS, STEPS, build_project, choose_params
-from imprint.verify.records import ACTIONS, DATA, PRESET_NAMES, TABLE, Row, load_rows, merge_rows, render_table, save_rows
+from imprint.verify.records import (
+    ACTIONS,
+    DATA,
+    PRESET_NAMES,
+    TABLE,
+    Row,
+    load_rows,
+    merge_rows,
+    render_table,
+    save_rows,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-ROW = Row(preset="tiny", action="load", weights="fresh", figure="1 s", hardware="a box", date="2026-01-02", commit="abc")
+ROW = Row(
+    preset="tiny", action="load", weights="fresh", figure="1 s", hardware="a box", date="2026-01-02", commit="abc"
+)
 
 
 @pytest.fixture
@@ -49,7 +61,9 @@ def test_the_table_names_every_preset_and_action() -> None:
     assert set(PRESET_NAMES) == set(PRESETS)
     table = render_table([ROW])
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
-    assert [(line[0], line[1]) for line in lines] == [(f"| `{name}`", action) for name in PRESET_NAMES for action in ACTIONS]
+    assert [(line[0], line[1]) for line in lines] == [
+        (f"| `{name}`", action) for name in PRESET_NAMES for action in ACTIONS
+    ]
     assert "| `tiny` | load | fresh | 1 s | a box | 2026-01-02 | abc |" in table
     assert table.count("never run**") == 1 + len(PRESET_NAMES) * len(ACTIONS) - 1
 

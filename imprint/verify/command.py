@@ -66,8 +66,7 @@ def say_environment(project: Project, root: Path) -> None:
 def iterate_actions(project: Project, processes: int) -> Iterator[tuple[Action, str]]:
     """Each action, done, with its figure."""
     loaded, pictured = load_and_composite(project)
-    count = sum(sum(1 for _ in folder.rglob("*.safetensors")) for folder in [project.root / "models" / "start"])
-    yield "load", f"{count} parts in {loaded.seconds:.0f} s, {loaded.memory}"
+    yield "load", f"{loaded.seconds:.1f} s, {loaded.memory}"
     yield "composite", f"{COMPOSITE_STEPS} denoising steps, with loading {pictured.seconds:.1f} s, {pictured.memory}"
     batch_size = project.params.pretrain_encoder.batch_size
     seen, step = run_interrupted(project)

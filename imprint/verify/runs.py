@@ -94,7 +94,7 @@ def run_interrupted(project: Project) -> tuple[Seen, int]:
     if code != 128 + signal.SIGTERM or not STOP_AT <= step < STEPS:
         raise InputError(f"stage 1 did not stop when it was told to (exit code {code}, saved step {step}); run again")
     _, seconds, gib = run_stage(project, stage, log="stage1-resumed")
-    steps = [entry["step"] for entry in read_metrics(project, stage) if "images_per_s" in entry]
+    steps = [entry["step"] for entry in read_metrics(project, stage)]
     if steps != list(range(1, STEPS + 1)):
         raise InputError(
             f"stage 1 stopped at step {step} and went on with steps {steps[step:]}; see {project.root}/work"
@@ -140,7 +140,7 @@ def _wait(pid: int, stopped_in: Path | None, stage: str) -> tuple[int, int]:
 
 def read_seen(project: Project, stage: str, *, seconds: float, rss_gib: float) -> Seen:
     """What the stage logged of itself: images per second (median of its steps) and the GPU's memory in use."""
-    entries = [entry for entry in read_metrics(project, stage) if "images_per_s" in entry]
+    entries = read_metrics(project, stage)
     speeds = [entry["images_per_s"] for entry in entries[_WARM_UP_STEPS:]]
     on_gpu = [value for entry in entries for key, value in entry.items() if key.startswith("system/gpu_0_memory_usage")]
     return Seen(
@@ -152,9 +152,11 @@ def read_seen(project: Project, stage: str, *, seconds: float, rss_gib: float) -
 
 
 def read_metrics(project: Project, stage: str) -> list[dict[str, Any]]:
-    """The entries that the newest run of a stage has logged."""
+    """Step and metrics of the steps that the newest run of a stage has logged, validation apart."""
     files = sorted(project.root.glob(f"work/{stage}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    return [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
+    entries = [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
+    metrics = [{"step": entry["step"], **entry["metrics"]} for entry in entries if "metrics" in entry]
+    return [entry for entry in metrics if "images_per_s" in entry]
 
 
 def _read_peak_rss_gib() -> float:
