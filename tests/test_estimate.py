@@ -1,4 +1,4 @@
-"""`imprint estimate` against reality at small size: operations, bytes of a step, of the optimizer and of a checkpoint."""
+"""`imprint estimate` against reality at small size: operations, and bytes of a step, optimizer and checkpoint."""
 
 from __future__ import annotations
 

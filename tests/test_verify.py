@@ -83,7 +83,7 @@ def test_rows_go_into_the_work_folder_and_in_a_checkout_into_the_docs(tmp_path: 
     assert load_rows(tmp_path / DATA) == [ROW, other]
     assert (tmp_path / TABLE).read_text() == render_table([ROW, other])
     (tmp_path / DATA).write_text("[1]")
-    with pytest.raises(InputError, match="verified.json holds no rows"):
+    with pytest.raises(InputError, match=r"verified\.json holds no rows"):
         load_rows(tmp_path / DATA)
 
 
@@ -124,7 +124,7 @@ def test_random_weights_take_the_way_of_published_ones(root: Path) -> None:
     assert model.unet.conv_out.weight.abs().max() > 0, "not the start of a model from scratch"
     spoiled = project.root / "weights" / "base" / "unet" / "diffusion_pytorch_model.safetensors"
     spoiled.unlink()
-    with pytest.raises(InputError, match="base/unet has no .safetensors file"):
+    with pytest.raises(InputError, match=r"base/unet has no \.safetensors file"):
         build_start(params.pretrain_encoder, project.root)
 
 

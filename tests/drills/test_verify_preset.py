@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from imprint.cli import app
 from imprint.core.pixels import load_image, load_mask
 from imprint.models import load_card
-from imprint.verify.records import DATA, load_rows
 from imprint.verify.project import INPUTS
+from imprint.verify.records import DATA, load_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
