@@ -6,18 +6,22 @@ The whole command at reduced width is `tests/drills/test_verify_preset.py`.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
+import yaml
 from typer.testing import CliRunner
 
+from flows.cli import app as pipeline_app
 from imprint.cli import app
 from imprint.core.errors import InputError
 from imprint.core.files import compute_path_digest
-from imprint.core.params import load_params
+from imprint.core.params import Params, load_params
 from imprint.data import PairDataset, ShardReader, select_pairs
 from imprint.models import PRESETS
 from imprint.training.pretrain_stage import build_start
@@ -163,3 +167,22 @@ def test_what_cannot_be_tried_gets_one_line(
     assert result.exit_code == 2
     assert result.stderr.startswith(f"verify: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_what_the_training_page_tells_people_to_type_exists() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))
+    commands = typer.main.get_command(pipeline_app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    assert (
+        {"estimate", "verify", "doctor", "composite"}
+        <= set(re.findall(r"\bimprint ([a-z-]+)", blocks))
+        <= set(commands)
+    )
+    stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    assert set(re.findall(r"dvc repro ([a-z_]+)", blocks)) <= stages
+    assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\(([a-z_]+\.md)\)", page))
+    keys = Params.model_fields["pretrain_encoder"].annotation.model_fields  # pyright: ignore[reportOptionalMemberAccess]
+    for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL):
+        for section, values in yaml.safe_load(block).items():
+            assert section in Params.model_fields
+            assert section != "pretrain_encoder" or set(values) <= set(keys)
