@@ -188,6 +188,54 @@ def doctor(
         run_doctor(params, download=download)
 
 
+@app.command()
+def estimate(
+    params: Annotated[
+        Path | None, typer.Option(help="What replaces keys of params.yaml, for example params/sd15.yaml.")
+    ] = None,
+    card: Annotated[str, typer.Option(help="rtx-3090, rtx-4090, a100-40, a100-80 or h100.")] = "rtx-4090",
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory-gb", help="Of another card, in GiB; with --tflops, in place of --card.")
+    ] = None,
+    tflops: Annotated[float | None, typer.Option(help="Its peak in bfloat16, without sparsity.")] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the peak that training reaches: a guess, 0 to 1.", min=0.01, max=1.0)
+    ] = 0.3,
+    bfloat16: Annotated[bool, typer.Option(help="As on a GPU; without it as on a CPU.")] = True,
+    clip_hours: Annotated[float, typer.Option(help="Hours of video, for the disk.", min=0.0)] = 1.0,
+) -> None:
+    """Say what a run will take: GPU memory, hours, disk. Needs no weights and no GPU, and a minute or two."""
+    with _exit_on_bad_input("estimate"):
+        from imprint.estimate.command import run_estimate
+
+        settings = {"utilisation": utilisation, "bfloat16": bfloat16, "clip_hours": clip_hours}
+        run_estimate(params, card=card, memory_gb=memory_gb, tflops=tflops, **settings)
+
+
+@app.command()
+def verify(
+    preset: Annotated[str, typer.Argument(help="tiny, base, small, sd15-tiny, sd15 or sd15-lora.")],
+    params: Annotated[
+        Path | None, typer.Option(help="What replaces keys of params.yaml; by default params/PRESET.yaml.")
+    ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(
+            help="Shards of the preset's size; by default data/shards if they are, else a set made of the demo picture."
+        ),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Full structure and size, random weights: without the hub.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="Also run stage 1 in so many processes: one per GPU.", min=1)] = 1,
+) -> None:
+    """Try a preset here: load, composite, 20 steps of each stage, a stop and resume; add to docs/verified.md."""
+    with _exit_on_bad_input("verify"):
+        from imprint.verify.command import run_verify
+
+        run_verify(preset, overlay=params, shards=shards, random_weights=random_weights, processes=processes)
+
+
 @contextmanager
 def _exit_on_bad_input(command: str) -> Iterator[None]:
     """One line on standard error and exit code 2 for what the user can mend."""

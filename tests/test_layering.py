@@ -16,8 +16,8 @@ ROWS = (
     {"models", "diffusion", "data"},
     {"training", "inference"},
     {"evaluation"},
-    {"base"},
-    {"serving", "doctor", "cli", "__main__"},
+    {"base", "estimate"},
+    {"serving", "doctor", "verify", "cli", "__main__"},
 )
 LEAVES = {"imprint.core", "imprint.segmentation"}
 HEAVY = ("torch", "mlflow", "prefect", "dask", "dvc", "diffusers", "transformers", "rembg", "onnxruntime", "decord")

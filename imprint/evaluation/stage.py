@@ -75,7 +75,8 @@ def _run_models(section: Evaluate, case_set: CaseSet, run: StageRun, root: Path)
     torch.set_num_threads(section.threads)
     compositor = load_compositor(COMPOSITOR.as_posix(), root)
     composites = make_composites(compositor, case_set.cases, section=section, work_dir=run.work_dir)
-    models = {"pretrain_encoder": load_model(root / PRETRAINED), "train_compositor": compositor.model}
+    pretrained = load_model(root / PRETRAINED).to(compositor.model.device)
+    models = {"pretrain_encoder": pretrained, "train_compositor": compositor.model}
     return composites, measure_held_out(models, root / SHARDS, section)
 
 

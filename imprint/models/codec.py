@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,11 @@ def fill_hole(image: Float[Tensor, "b 3 s s"], hole: Bool[Tensor, "b 1 s s"]) ->
     Done in pixels before encoding: a codec's receptive field would carry the target object out of the hole.
     """
     return torch.where(hole, torch.full_like(image, GREY), image)
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it nothing is cast to half precision. The meta device, which has no numbers, has no autocast either."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class PixelUnshuffleCodec(nn.Module):
@@ -70,14 +77,14 @@ class VaeCodec:
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c h w"]:
         """Image in [-1, 1] => latents of about unit variance."""
-        with torch.autocast(image.device.type, enabled=False):
+        with in_float32(image.device):
             posterior = self.vae.encode(image.float()).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
             return posterior.mode() * self.vae.config["scaling_factor"]
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 s s"]:
         """Close to the inverse of `encode`, and nowhere equal to it: what must stay is pasted back in pixels."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with in_float32(latents.device):
             return self.vae.decode(latents.float() / self.vae.config["scaling_factor"]).sample  # pyright: ignore[reportAttributeAccessIssue]
 
     def encode_hole(self, hole: Bool[Tensor, "b 1 s s"]) -> Float[Tensor, "b c h w"]:
