@@ -73,8 +73,8 @@ Row = tuple[Sequence[np.ndarray], tuple[str, str]]  # the tiles of one row of a 
 class WorldSettings:
     """steps, guidance, draws: see `imprint.models.Sampling`; max_objects: so many are drawn by the seed, None: all."""
 
-    steps: int = 5
-    guidance: float = 1.3
+    steps: int = 3
+    guidance: float = 1.5
     draws: int = 8
     seed: int = 0
     max_objects: int | None = None

@@ -28,7 +28,7 @@ class Sampling:
 
 
 # what a picture is sampled with where nobody says otherwise
-BRIEFLY_TRAINED = Sampling(steps=5, guidance=1.3, draws=8)  # measured on the shipped base model: docs/log.md
+BRIEFLY_TRAINED = Sampling(steps=3, guidance=1.5, draws=8)  # measured on the shipped base model: docs/log.md
 PRETRAINED = Sampling(steps=50, guidance=5.0, draws=1)  # after the habits of Stable Diffusion; not measured
 
 
