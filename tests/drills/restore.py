@@ -15,7 +15,7 @@ from flows.servers import down
 from flows.versions import RETRAIN_BRANCH
 from tests.drills.two_weeks import Operation, build_project, expect, run
 
-SERVERS = ("mlflow.db", "mlruns", ".prefect/prefect.db")  # as in the manual
+SERVERS = ("mlflow.db*", "mlruns", ".prefect/prefect.db*")  # as in the manual; SQLite keeps the last minutes in `-wal`
 
 
 def main() -> None:
@@ -64,8 +64,8 @@ def back_up(root: Path, archive: Path) -> None:
     run(root, "dvc", "push", "--run-cache")
     run(root, "git", "push", "--quiet", "origin", "--all")
     with tarfile.open(archive, "w:gz") as file:
-        for name in SERVERS:
-            file.add(root / name, name)
+        for path in sorted(path for pattern in SERVERS for path in root.glob(pattern)):
+            file.add(path, path.relative_to(root))
 
 
 def restore(root: Path, fork: Path, archive: Path) -> None:
