@@ -57,11 +57,12 @@ def find_unchanged(root: Path, stages: Mapping[str, StageNode]) -> set[str]:
     all are run. Asked in one go: a `dvc` process per stage takes longer to start than to answer."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
     settings = {"core": {"site_cache_dir": str(find_site_cache(root))}}  # the processes' own: files are hashed once
     try:
         with Repo(str(root), config=settings) as repo, repo.lock:
-            own = [stage for stage in repo.index.stages if getattr(stage, "name", None) in stages]
+            own = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage) and stage.name in stages]
             changed = {stage.name for stage in own if stage.changed()}
     except (DvcException, OSError):  # such as a stage that somebody runs just now: the stage's own `dvc repro` tells it
         return set()
