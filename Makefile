@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down drill drill-operations world base base-cpu base-more lint format lock render clean
+.PHONY: help install demo test up down drill drill-operations drill-restore drill-team world base base-cpu base-more lint format lock render clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,6 +43,13 @@ down: $(INSTALLED)  ## End what `make up` started here, and nothing else
 
 drill-operations: $(INSTALLED)  ## Two weeks of operation against real servers: better, worse, rollback (some minutes)
 	python -m tests.drills.two_weeks
+
+drill-restore: $(INSTALLED)  ## Back up a project that runs, lose it, restore it, and compare what is served (some minutes)
+	python -m tests.drills.restore
+
+drill-team: $(INSTALLED)  ## Two workers in two clones, PostgreSQL and an S3 server as plain processes (some minutes)
+	python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[team]'
+	python -m tests.drills.team
 
 drill: $(INSTALLED)  ## Kill both trainings in the middle and compare the models' bytes; the slow tests (some minutes)
 	python -m tests.drills.kill_and_resume
@@ -74,7 +81,7 @@ format: $(INSTALLED)  ## Mend the style
 lock:  ## Renew constraints.txt: the newest that pyproject.toml allows, in a fresh environment
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev,render]'
+	$(LOCK_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev,render,team]'
 	head -n 1 constraints.txt > constraints.new
 	$(LOCK_VENV)/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[A-Za-z0-9.]+$$//' | sort -f >> constraints.new
 	mv constraints.new constraints.txt

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from flows.processes import find_site_cache
 from imprint.core.errors import InputError
 from imprint.core.params import Section, parse_section
 
@@ -49,6 +50,27 @@ def read_graph(root: Path) -> dict[str, StageNode]:
         nodes = [_build_node(stage, sorted(dep.name for dep in graph.successors(stage)), root) for stage in order]
         has_remote = bool(repo.config["core"].get("remote"))
     return {node.name: replace(node, has_remote=has_remote) for node in nodes}
+
+
+def find_unchanged(root: Path, stages: Mapping[str, StageNode]) -> set[str]:
+    """Those of `stages` (in the graph's order) that DVC would skip, and whose inputs no other of them can change when
+    all are run. Asked in one go: a `dvc` process per stage takes longer to start than to answer."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+    settings = {"core": {"site_cache_dir": str(find_site_cache(root))}}  # the processes' own: files are hashed once
+    try:
+        with Repo(str(root), config=settings) as repo, repo.lock:
+            own = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage) and stage.name in stages]
+            changed = {stage.name for stage in own if stage.changed()}
+    except (DvcException, OSError):  # such as a stage that somebody runs just now: the stage's own `dvc repro` tells it
+        return set()
+    unchanged: set[str] = set()
+    for name, node in stages.items():
+        if name not in changed and all(parent in unchanged for parent in node.upstream if parent in stages):
+            unchanged.add(name)
+    return unchanged
 
 
 def select_upstream(graph: dict[str, StageNode], names: Iterable[str]) -> dict[str, StageNode]:

@@ -127,10 +127,15 @@ def build_environment(root: Path, **extra: str) -> dict[str, str]:
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "DVC_NO_ANALYTICS": "1",
         "DVC_STUDIO_OFFLINE": "true",
-        "DVC_SITE_CACHE_DIR": str(root.resolve() / ".dvc" / "site"),
+        "DVC_SITE_CACHE_DIR": str(find_site_cache(root)),
         "PYTHONUNBUFFERED": "1",
         **extra,
     }
+
+
+def find_site_cache(root: Path) -> Path:
+    """Where DVC keeps what it knows of the project's files, such as their hashes."""
+    return root.resolve() / ".dvc" / "site"
 
 
 def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -21,7 +21,7 @@ from prefect.states import Completed, State
 
 from flows.chunks import list_chunks, run_chunk
 from flows.cluster import CHUNKS_PER_THREAD, count_threads, run_chunks
-from flows.graph import StageNode
+from flows.graph import StageNode, find_unchanged
 from flows.processes import Processes, StageFailedError, build_environment
 
 _SKIPPED_MARK = "didn't change, skipping"
@@ -44,14 +44,17 @@ def run_stages(
         num_chunks = max(num_chunks, CHUNKS_PER_THREAD * count_threads(dask_address, root))
     environment = build_environment(root, IMPRINT_FLOW_RUN_ID=str(flow_run.id or ""))
     processes = Processes(environment)
+    unchanged = find_unchanged(root, stages)
     futures: dict[str, PrefectFuture[Any]] = {}
     all_chunks: list[PrefectFuture[Any]] = []
     try:
         for name, node in stages.items():
             upstream = [futures[parent] for parent in node.upstream if parent in futures]
-            chunks = _submit_chunks(
-                node, root, processes=processes, num_chunks=num_chunks, dask_address=dask_address, upstream=upstream
-            )
+            chunks = []
+            if node.hints.fanout and name not in unchanged:
+                chunks = _submit_chunks(
+                    node, root, processes=processes, num_chunks=num_chunks, dask_address=dask_address, upstream=upstream
+                )
             all_chunks += chunks
             stage_task: Any = run_stage.with_options(
                 name=name,
@@ -59,7 +62,9 @@ def run_stages(
                 retries=node.hints.retries,
                 retry_delay_seconds=node.hints.retry_delay_s,
             )
-            futures[name] = stage_task.submit(node, root, processes, wait_for=[*upstream, *chunks])
+            futures[name] = stage_task.submit(
+                node, root, processes, unchanged=name in unchanged, wait_for=[*upstream, *chunks]
+            )
         wait(list(futures.values()))
     except BaseException:
         processes.stop()
@@ -74,8 +79,10 @@ def _may_retry(_task: Any, _task_run: Any, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_retry)
-def run_stage(node: StageNode, root: Path, processes: Processes) -> State:
-    """`dvc repro` of one stage. Raises `StageFailedError`."""
+def run_stage(node: StageNode, root: Path, processes: Processes, *, unchanged: bool) -> State:
+    """`dvc repro` of one stage, unless DVC has said that it is `unchanged`. Raises `StageFailedError`."""
+    if unchanged:
+        return Completed(name="Skipped", message="nothing changed")
     if not node.hints.gpu:
         return _repro(node, root, processes)
     with _GPU:
@@ -104,8 +111,6 @@ def _submit_chunks(
     dask_address: str | None,
     upstream: list[PrefectFuture[Any]],
 ) -> list[PrefectFuture[Any]]:
-    if node.hints.fanout is None:
-        return []
     check: Any = find_stale.with_options(task_run_name=f"{node.name}?")
     stale = check.submit(node, root, processes, wait_for=upstream)
     if dask_address:

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
-from flows.graph import StageHints, read_graph, select_upstream
+from flows.graph import StageHints, find_unchanged, read_graph, select_upstream
+from flows.processes import build_environment
 from imprint.core.errors import InputError
 from imprint.core.params import parse_section
-from tests.toy_project import REPOSITORY, build_toy_project, write_failing_base
+from tests.toy_project import LEFT, REPOSITORY, build_toy_project, write_failing_base
 
 RUN_TOY = """
 import json, sys
@@ -56,6 +58,24 @@ def test_project_graph_has_addresses_that_dvc_knows() -> None:
     assert graph["extract_frames"].hints.fanout == "clips"
 
 
+def test_one_question_tells_what_nothing_can_change(tmp_path: Path) -> None:
+    root = build_toy_project(tmp_path)
+    for name in ("left.on", "right.on", "work/right/1of1"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    graph = read_graph(root)
+    assert find_unchanged(root, graph) == set()
+    subprocess.run(["dvc", "repro", "--quiet"], cwd=root, env=build_environment(root), check=True)
+    assert find_unchanged(root, graph) == set(graph)
+    (root / "left.sh").write_text(f"{LEFT}\n# new")
+    assert find_unchanged(root, graph) == {"base", "right"}  # `end` is up to date, but `left` may change that
+    assert find_unchanged(root, {"end": graph["end"]}) == {"end"}
+    with Repo(str(root)) as repo, repo.lock:  # somebody runs DVC here: each stage's own process will wait for it
+        assert find_unchanged(root, graph) == set()
+    (root / "end.txt").write_text("changed by hand")
+    assert find_unchanged(root, {"end": graph["end"]}) == set()
+
+
 @pytest.mark.parametrize(
     ("meta", "message"),
     [({"retrys": 1}, "unknown key"), ({"fanout": "frames"}, "fanout"), ({"retries": -1}, "retries")],
@@ -77,6 +97,9 @@ def test_states_parallel_stages_fanout_and_retries(server: dict[str, str], tmp_p
     shutil.rmtree(root / "work")  # a chunk would make it anew
     assert run_toy(root, server) == {"base": "Skipped", "left": "Skipped", "right": "Skipped", "end": "Skipped"}
     assert not (root / "work" / "right").exists()
+    (root / "base.sh").write_text("echo other > base.txt")  # the others are up to date, and yet have to be asked again
+    assert run_toy(root, server) == dict.fromkeys(("base", "left", "right", "end"), "Completed")
+    assert (root / "end.txt").read_text() == "other\n1of3 2of3 3of3"
 
 
 def test_other_failures_are_not_retried_and_end_what_depends_on_them(server: dict[str, str], tmp_path: Path) -> None:
