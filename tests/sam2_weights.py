@@ -16,6 +16,7 @@ def write_sam2(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = Sam2VideoConfig(
         image_size=SIDE_PX,
+        initializer_range=0.2,  # wide enough that what is remembered shows in the masks
         vision_config={
             "model_type": "sam2_vision_model",
             "backbone_config": {
@@ -53,5 +54,7 @@ def write_sam2(folder: Path, *, seed: int = 0) -> Path:
         num_maskmem=3,
         max_object_pointers_in_encoder=4,
     )
-    Sam2VideoModel(config).save_pretrained(folder)
+    model = Sam2VideoModel(config)
+    torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 5.0)  # the object is always in sight
+    model.save_pretrained(folder)
     return folder
