@@ -73,12 +73,14 @@ def follow_prompts(
         inside = sorted((p for p in prompts if p.position in shot.positions), key=lambda prompt: prompt.position)
         for position, group in groupby(inside, key=lambda prompt: prompt.position):
             known = separate(_enlarge(shot, frames, position, follower))
-            new = []
-            for prompt in group:
-                if any(_lie_on_each_other(prompt.mask, mask) for mask in known):
-                    rejections.append(_reject(frames[position], "followed_already", prompt.mask))
-                else:
-                    new.append(prompt.mask)
+            shown = [prompt.mask for prompt in group]
+            again = [any(_lie_on_each_other(mask, other) for other in known) for mask in shown]
+            new = [mask for mask, is_known in zip(shown, again, strict=True) if not is_known]
+            rejections += [
+                _reject(frames[position], "followed_already", mask)
+                for mask, is_known in zip(shown, again, strict=True)
+                if is_known
+            ]
             if new:
                 _follow_objects(shot, position, new, read, follower)
         for position in shot.positions if shot.logits else ():
