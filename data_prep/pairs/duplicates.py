@@ -99,10 +99,10 @@ def _find_close(rows: Rows) -> list[Link]:
     starts = np.searchsorted(codes, np.arange(len(names)))
     closest: dict[tuple[int, int], float] = {}
     for part in _split_blocks(np.arange(len(codes))):
-        later = np.arange(codes[part[0]] + 1, len(names))  # a clip is compared with those behind it
+        later = np.arange(int(codes[part[0]]) + 1, len(names))  # a clip is compared with those behind it
         if not len(later):
             break
-        others = np.arange(starts[later[0]], len(codes))
+        others = np.arange(int(starts[later[0]]), len(codes))
         by_clip = np.minimum.reduceat(rows.measure(part, others), starts[later] - others[0], axis=1)  # [rows, clips]
         is_close = (by_clip < rows.limit) & (codes[part][:, None] < later)
         for row, other in np.argwhere(is_close):
