@@ -13,6 +13,7 @@ from data_prep.frames.pictures import (
     BadPicture,
     fit_mask,
     is_black_and_white,
+    load_first_mask,
     load_ids,
     load_picture,
     number_objects,
@@ -65,7 +66,7 @@ def validate_source(source: str, params: Params, root: Path = Path(".")) -> tupl
     for clip in listing.clips:
         count_clip(clip, census, params, root)
     objects = "found later, by the network"
-    if any(clip.masks for clip in listing.clips):
+    if any(clip.has_all_masks for clip in listing.clips):
         num_usable = census.num_masks - census.num_bad_masks
         objects = f"{census.num_objects}, in {num_usable} usable masks of {census.num_masks}"
     lines = [
@@ -112,6 +113,8 @@ def count_clip(clip: ClipRecord, census: Census, params: Params, root: Path) -> 
     if not clip.frames:
         census.num_frames += clip.num_frames
         census.num_items += 1
+        if clip.masks:
+            check_first_mask(clip, census, root)
         return
     masks = [root / clip.masks_path / name for name in clip.masks]
     black_and_white = bool(masks) and is_black_and_white(masks)
@@ -130,6 +133,14 @@ def count_clip(clip: ClipRecord, census: Census, params: Params, root: Path) -> 
     census.num_frames += usable
     census.num_objects += len(objects)
     census.num_items += usable > 0
+
+
+def check_first_mask(clip: ClipRecord, census: Census, root: Path) -> None:
+    """Add a row if the mask beside a video cannot be used."""
+    try:
+        load_first_mask(clip, (clip.height_px, clip.width_px), root)
+    except BadPicture as bad:
+        census.problems.append(_reject(f"{clip.masks_path}/{clip.masks[0]}", *bad.args))
 
 
 def count_masks(picture: np.ndarray, ids: np.ndarray, item: str, *, census: Census, params: Params) -> set[int]:

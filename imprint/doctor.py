@@ -13,11 +13,19 @@ import yaml
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_bytes_atomic
-from imprint.core.params import load_params
-from imprint.models.sources import Source, fetch_source, find_cached, find_commit, is_folder, list_weights
+from imprint.core.params import Params, load_params
+from imprint.core.sources import (
+    REVISION_KEYS,
+    Source,
+    fetch_source,
+    find_cached,
+    find_commit,
+    is_folder,
+    list_weights,
+    name_sam2,
+)
 
 PARAMS = Path("params.yaml")
-_SECTION = ("pretrain_encoder", "weights")
 _TIMEOUT_S = 5.0
 _GB = 1e9
 
@@ -27,15 +35,21 @@ Row = tuple[str, str, str]  # what, how it stands, what to do
 def run_doctor(overlay: Path | None, *, download: bool, root: Path = Path(".")) -> None:
     """Print the table. With `download`, fetch the weights that the params name first, and write the commit of a hub id
     that has none into the params, once its files are here. `InputError` for what cannot be had."""
-    weights = load_params(root / PARAMS, overlay and root / overlay).pretrain_encoder.weights
+    sources = list_sources(load_params(root / PARAMS, overlay and root / overlay))
     if download:
         files = [path for path in (overlay, PARAMS) if path is not None]
-        for source in list_weights(weights).values():
+        for source in sources:
             download_source(source, [root / path for path in files], root)
-        weights = load_params(root / PARAMS, overlay and root / overlay).pretrain_encoder.weights
-    sources = list_weights(weights).values()
+        sources = list_sources(load_params(root / PARAMS, overlay and root / overlay))
     for what, found, remedy in [*list_machine_rows(root), *(describe_source(source, root) for source in sources)]:
         print(f"{what:<18} {found}" + (f"; {remedy}" if remedy else ""))
+
+
+def list_sources(params: Params) -> list[Source]:
+    """The weights that the params name; SAM 2's only where it is the backend."""
+    section = params.segment_objects
+    followers = [name_sam2(section.sam2)] if section.backend == "sam2" else []
+    return [*list_weights(params.pretrain_encoder.weights).values(), *followers]
 
 
 def list_machine_rows(root: Path) -> Iterator[Row]:
@@ -85,7 +99,8 @@ def describe_source(source: Source, root: Path) -> Row:
         return what, f"{source.name} is missing", str(error)
     if find_cached(source, root) is not None:
         return what, f"{source.name} at {source.revision[:12]} is here", ""
-    return what, f"{source.name} is not here", "`imprint doctor --download`, for the presets sd15*"
+    user = "segment_objects.backend sam2" if source.kind == "sam2" else "the presets sd15*"
+    return what, f"{source.name} is not here", f"`imprint doctor --download`, for {user}"
 
 
 def download_source(source: Source, files: list[Path], root: Path) -> None:
@@ -95,8 +110,9 @@ def download_source(source: Source, files: list[Path], root: Path) -> None:
     revision = source.revision or find_commit(source)
     fetch_source(Source(source.kind, source.name, revision), root)
     if not source.revision:
-        path = write_value(files, (*_SECTION, f"{source.kind}_revision"), revision)
-        print(f"{path}: {'.'.join(_SECTION)}.{source.kind}_revision: {revision}")
+        keys = REVISION_KEYS[source.kind]
+        path = write_value(files, keys, revision)
+        print(f"{path}: {'.'.join(keys)}: {revision}")
 
 
 def write_value(files: list[Path], keys: tuple[str, ...], value: str) -> Path:

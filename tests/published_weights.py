@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
+from imprint.core.sources import Kind, Source
 from imprint.models import PRESETS, ImprintModel, Preset
 from imprint.models.backbone import build_backbone
 from imprint.models.pretrained import load_pretrained
-from imprint.models.sources import Kind, Source
 
 TINY = PRESETS["sd15-tiny"]
 # Stable Diffusion 2.1: heads of 64 by level, a text encoder of width 1024, linear projections, v prediction

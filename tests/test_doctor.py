@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from imprint.cli import app
 from imprint.core.params import load_params
+from imprint.core.sources import find_cached, list_weights
 from imprint.models import PRESETS
 from imprint.models.pretrained import load_pretrained
-from imprint.models.sources import find_cached, list_weights
 from tests.published_weights import write_base, write_dinov2
 
 ROOT = Path(__file__).resolve().parents[1]

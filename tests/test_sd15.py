@@ -15,6 +15,7 @@ from transformers import CLIPModel
 
 from imprint.core.errors import InputError
 from imprint.core.params import load_params
+from imprint.core.sources import Source
 from imprint.models import PRESETS, ImprintModel, compute_weights_digest
 from imprint.models.backbone import build_backbone, compute_features
 from imprint.models.codec import VaeCodec
@@ -22,7 +23,6 @@ from imprint.models.configs import DINOV2_GIANT
 from imprint.models.freezing import apply_freeze_map
 from imprint.models.presets import choose_encoder
 from imprint.models.pretrained import load_pretrained
-from imprint.models.sources import Source
 from tests.published_weights import load_published, write_published
 from tests.test_models import count_parameters
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from imprint.core.errors import InputError
 from imprint.core.pixels import load_image
-from imprint.core.records import Order
+from imprint.core.records import ClipRecord, Order
 
 MASK_SUFFIX = ".mask.png"  # of a frame's given mask, beside its picture in the tar
 IGNORE_ID = 255  # in masks with object ids: belongs to nobody
@@ -58,6 +58,15 @@ def number_objects(ids: np.ndarray, order: Order, black_and_white: bool) -> np.n
     if order != "time" or black_and_white:
         return (ids > 127).astype(np.uint8)
     return np.where(ids == IGNORE_ID, 0, ids).astype(np.uint8)
+
+
+def load_first_mask(clip: ClipRecord, size_hw: tuple[int, int], root: Path) -> np.ndarray:
+    """Object ids uint8 [h, w] of a video's first frame, at the size of the kept frame; `BadPicture` if it has none."""
+    mask = root / clip.masks_path / clip.masks[0]
+    ids = number_objects(load_ids(mask), clip.order, is_black_and_white([mask]))
+    if not ids.any():
+        raise BadPicture("empty_mask", f"{mask.name} holds no object")
+    return fit_mask(ids, (clip.height_px, clip.width_px), size_hw)
 
 
 def fit_mask(ids: np.ndarray, picture_hw: tuple[int, ...], size_hw: tuple[int, ...]) -> np.ndarray:

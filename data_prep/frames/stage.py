@@ -18,11 +18,13 @@ from data_prep.fanout import (
     publish,
     restore_products,
 )
+from data_prep.frames.pictures import MASK_SUFFIX, BadPicture, load_first_mask
 from data_prep.frames.readers import Reader, ReadFailure, get_readers, read_frames
 from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices
 from data_prep.frames.sequences import extract_pictures
 from data_prep.ledger import check_share, print_counts, save_ledger
 from imprint.core.params import ExtractFrames, Params
+from imprint.core.pixels import encode_image
 from imprint.core.records import ClipRecord, FrameRecord, Rejection, load_records
 from imprint.core.stage import open_stage
 
@@ -98,12 +100,25 @@ def extract_clip(job: ClipJob) -> Product[FrameRecord]:
             continue
         best = attempt
         break
+    add_first_mask(best, job)
     lost = len(indices) - _count_seen(best)
     rejections = [*best.rejections, *_explain_lost(job.clip.clip_id, lost, "; ".join(reasons))]
     if len(wanted) > len(indices):
         detail = f"{len(wanted) - len(indices)} sampled frames after the first {len(indices)}"
         rejections.append(Rejection(stage=STAGE, item=job.clip.clip_id, reason="over_max_frames", detail=detail))
     return Product(best.members, best.rows, rejections)
+
+
+def add_first_mask(frames: FrameFilter, job: ClipJob) -> None:
+    """Put a video's given mask beside its first frame, where that was kept."""
+    if not job.clip.masks or not frames.rows or frames.rows[0].sample_index != 0:
+        return
+    try:
+        ids = load_first_mask(job.clip, (frames.rows[0].height_px, frames.rows[0].width_px), job.root)
+    except BadPicture as bad:
+        frames.reject(0, *bad.args)
+        return
+    frames.members.append((frames.rows[0].member.replace(".jpg", MASK_SUFFIX), encode_image(ids)))
 
 
 def _count_seen(frames: FrameFilter) -> int:

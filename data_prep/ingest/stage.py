@@ -121,10 +121,12 @@ def probe_item(item: Item) -> VideoProbe | str:
 
 
 def compute_clip_id(item: Item) -> str:
-    """Digest of a video file, or of pictures and masks with the meaning and the places of the pictures."""
-    if not item.frames:
+    """Digest of a video file, or of pictures with their meaning and places; of given masks too, where there are any."""
+    if not item.frames and not item.masks:
         return compute_file_digest(item.folder)[:16]
     lines = [f"{item.order} {item.fps:g}"]
+    if not item.frames:
+        lines.append(compute_file_digest(item.folder))
     for number, name in zip(compute_positions(item.frames, item.order), item.frames, strict=True):
         lines.append(f"{number} {compute_file_digest(item.folder / name)}")
     if item.masks_folder:

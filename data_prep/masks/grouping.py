@@ -37,6 +37,17 @@ def find_given(
     return found, rejections
 
 
+def read_first_mask(
+    frames: Sequence[FrameRecord], members: Mapping[str, bytes]
+) -> tuple[list[np.ndarray], list[Rejection]]:
+    """The masks of a video's first frame, bool [h, w] each, by their ids; or a row that there are none."""
+    name = frames[0].member.replace(".jpg", ".mask.png")
+    if name not in members:
+        return [], [_reject(frames[0], "no_first_mask", "the video's first frame was left out, or its mask")]
+    ids = decode_image(members[name], name)[..., 0]
+    return [ids == number for number in np.unique(ids[ids > 0])], []
+
+
 def follow_ids(found: Sequence[Mapping[int, Instance]]) -> list[Track]:
     """One track per id."""
     tracks: dict[int, Track] = {}

@@ -94,6 +94,21 @@ def measure_given(image: np.ndarray, mask: np.ndarray, params: SegmentObjects) -
     return _build_instance(image, mask, 1.0, 1.0)
 
 
+def measure_object(
+    image: np.ndarray, probability: np.ndarray, mask: np.ndarray, params: SegmentObjects, *, taken: np.ndarray
+) -> Instance | str:
+    """The instance of one object's mask, bool [h, w] and not empty, cleaned as a found one; or the reason against it.
+
+    taken: pixels of other objects, which a hole may hold.
+    """
+    result = _clean_object(image, probability, mask, params)
+    if isinstance(result, str) or not (result.mask & taken[result.box.slices]).any():
+        return result
+    whole = np.zeros_like(mask)
+    whole[result.box.slices] = result.mask & ~taken[result.box.slices]
+    return _build_instance(image, whole, result.confidence, result.boundary_confidence)
+
+
 def _build_instance(image: np.ndarray, mask: np.ndarray, confidence: float, boundary_confidence: float) -> Instance:
     box, area_px = box_from_mask(mask), int(mask.sum())
     return Instance(

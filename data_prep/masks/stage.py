@@ -20,17 +20,18 @@ from data_prep.fanout import (
     restore_products,
 )
 from data_prep.ledger import check_share, print_counts, save_ledger
-from data_prep.masks.grouping import find_given, follow_ids, take_each, take_largest
+from data_prep.masks.following import Prompt, choose_prompts, follow_prompts
+from data_prep.masks.grouping import find_given, follow_ids, read_first_mask, take_each, take_largest
 from data_prep.masks.instances import Instance, describe_box, find_instances
 from data_prep.masks.tracking import Track, link_tracks
 from data_prep.tars import read_tar
-from imprint.core.files import compute_digest, compute_file_digest
+from imprint.core.files import compute_digest, compute_file_digest, compute_path_digest
 from imprint.core.geometry import Box
 from imprint.core.params import Params, SegmentObjects
 from imprint.core.pixels import decode_image, encode_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, load_records
 from imprint.core.stage import open_stage
-from imprint.segmentation import build_session
+from imprint.segmentation import build_follower, build_session
 
 STAGE = "segment_objects"
 CODE = (
@@ -60,19 +61,19 @@ class ClipJob:
 def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | None = None) -> None:
     """Write `data/masks/` and the ledger; with `chunk` (`i/n`) only make the products of that share of the clips."""
     section, share = params.segment_objects, parse_chunk(chunk) if chunk else None
-    run = open_stage(STAGE, section, [CLIPS, FRAMES], CODE, root)
+    run = open_stage(STAGE, section, [CLIPS, FRAMES, *list_weights_folders(section)], CODE, root)
     records = {clip.clip_id: clip for clip in load_records(root / CLIPS, ClipRecord)}
     clips = group_by_clip(load_records(root / FRAMES / "index.parquet", FrameRecord))
     model = compute_file_digest(Path(section.model)) if os.path.isfile(section.model) else section.model
+    weights = [compute_path_digest(folder) for folder in list_weights_folders(section)]
     jobs = []
     for clip_id, frames in clips.items():
         tar, clip = root / FRAMES / f"{clip_id}.tar", records[clip_id]
-        content = compute_digest(f"{compute_file_digest(tar)} {frames} {model} {clip.order}")
+        content = compute_digest(f"{compute_file_digest(tar)} {frames} {model} {weights} {clip.order}")
         folder = run.clips_dir / compute_product_key(run, content, CODE)
         jobs.append(Job(clip_id, folder, MaskRecord, segment_clip, ClipJob(clip, frames, tar, section)))
     restore_products(jobs, STAGE, OUT, root)
-    if any(not job.folder.is_dir() and not records[job.clip_id].masks for job in jobs):
-        build_session(section)  # a model that cannot be had is one error, and weights are downloaded once
+    check_models(section, [records[job.clip_id] for job in jobs if not job.folder.is_dir()])
     make_products(jobs, "segment_objects: clips", section.workers, share)
     if share:
         return
@@ -82,6 +83,21 @@ def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | 
     print_counts(STAGE, f"{len(rows)} masks in {num_tracks} tracks of {len(clips)} clips", rejections)
     check_share(STAGE, "objects", len(rejections), len(rows), section.max_rejected_share)
     publish(jobs, rows, run, OUT, root)
+
+
+def list_weights_folders(params: SegmentObjects) -> list[Path]:
+    """The folder of SAM 2's weights, where it is in use and is no hub id, which its commit names."""
+    folder = Path(params.sam2.weights)
+    return [folder] if params.backend == "sam2" and params.sam2.weights and folder.is_dir() else []
+
+
+def check_models(params: SegmentObjects, clips: Sequence[ClipRecord]) -> None:
+    """Open what the clips need once: a model that cannot be had is one error, and weights are downloaded once."""
+    follows = params.backend == "sam2"
+    if any(not clip.has_all_masks and not (follows and clip.masks) for clip in clips):
+        build_session(params)
+    if follows and any(clip.order == "time" and not clip.has_all_masks for clip in clips):
+        build_follower(params.sam2)
 
 
 def group_by_clip(frames: Sequence[FrameRecord]) -> dict[str, tuple[FrameRecord, ...]]:
@@ -94,11 +110,16 @@ def group_by_clip(frames: Sequence[FrameRecord]) -> dict[str, tuple[FrameRecord,
 
 def segment_clip(job: ClipJob) -> Product[MaskRecord]:
     """Objects of all frames of one clip, then the tracks; what identity is known by follows from the clip's order."""
-    if job.clip.masks:
+    if job.clip.has_all_masks:
         given, rejections = find_given(job.frames, read_tar(job.tar), job.params)
         tracks = follow_ids(given)
+    elif job.clip.order == "time" and job.params.backend == "sam2":
+        tracks, rejections = follow_objects(job)
     else:
         found, rejections = find_objects(job)
+        if job.clip.masks:
+            detail = "it would be followed with segment_objects.backend: sam2"
+            rejections.append(Rejection(stage=STAGE, item=job.clip.clip_id, reason="unused_first_mask", detail=detail))
         if job.clip.order == "time":
             tracks = link_tracks(job.frames, found, job.params.min_link_iou)
         elif job.clip.order == "views":
@@ -109,6 +130,26 @@ def segment_clip(job: ClipJob) -> Product[MaskRecord]:
     kept, rejected_tracks = select_tracks(tracks, job)
     masks, rows = draw_tracks(kept, job.frames)
     return Product(masks, rows, rejections + rejected_tracks)
+
+
+def follow_objects(job: ClipJob) -> tuple[list[Track], list[Rejection]]:
+    """Tracks of a video by SAM 2, from its given first mask, or else from the sure tracks that the network gives."""
+    members = read_tar(job.tar)
+    if job.clip.masks:
+        masks, rejections = read_first_mask(job.frames, members)
+        prompts = [Prompt(0, mask) for mask in masks]
+    else:
+        found, rejections = find_objects(job)
+        sure, others = select_tracks(link_tracks(job.frames, found, job.params.min_link_iou), job)
+        rejections += others
+        prompts = choose_prompts(list(sure.values()), job.frames)
+
+    def read(position: int) -> np.ndarray:
+        member = job.frames[position].member
+        return decode_image(members[member], f"{job.tar}:{member}")
+
+    tracks, lost = follow_prompts(prompts, job.frames, read, job.params)
+    return tracks, rejections + lost
 
 
 def find_objects(job: ClipJob) -> tuple[list[list[Instance]], list[Rejection]]:

@@ -46,14 +46,15 @@ def link_tracks(frames: Sequence[FrameRecord], found: Sequence[Sequence[Instance
     finished: list[Track] = []
     active: list[Track] = []
     for position, instances in enumerate(found):
-        live = [track for track in active if _is_near(frames[track.frames[-1]], frames[position])]
+        live = [track for track in active if is_near(frames[track.frames[-1]], frames[position])]
         finished += [track for track in active if not any(track is other for other in live)]
         ended, active = _step(live, frames, position, instances, min_iou)
         finished += ended
     return sorted(finished + active, key=lambda track: (track.frames[0], track.instances[0].box))
 
 
-def _is_near(last: FrameRecord, now: FrameRecord) -> bool:
+def is_near(last: FrameRecord, now: FrameRecord) -> bool:
+    """Whether a track may go from one frame to the other."""
     return last.shot == now.shot and now.sample_index - last.sample_index <= MAX_GAP_FRAMES
 
 
@@ -153,7 +154,7 @@ def _find_links(live: list[Track], instances: Sequence[Instance], overlaps: Over
         best = overlaps.iou[row, column]
         rivals = np.concatenate([np.delete(overlaps.iou[row], column), np.delete(overlaps.iou[:, column], row)])
         sure = best >= min_iou and rivals.max(initial=0) <= MAX_RIVAL * best
-        if sure and overlaps.foreign[row, column] <= MAX_FOREIGN and _looks_the_same(track, instances[column]):
+        if sure and overlaps.foreign[row, column] <= MAX_FOREIGN and looks_the_same(track, instances[column]):
             links[row] = column
     return links
 
@@ -172,7 +173,8 @@ def _centre(box: Box) -> tuple[float, float]:
     return (box.y0 + box.y1) / 2, (box.x0 + box.x1) / 2
 
 
-def _looks_the_same(track: Track, instance: Instance) -> bool:
+def looks_the_same(track: Track, instance: Instance) -> bool:
+    """Whether an instance has about the size and the colours of the track's last one, and the colours of its first."""
     last = track.instances[-1]
     ratio = instance.area_px / last.area_px
     return (

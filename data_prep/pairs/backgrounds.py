@@ -106,15 +106,18 @@ def find_features(image: np.ndarray, objects: np.ndarray) -> Features:
     return Features(points, (descriptors / lengths).astype(np.float32))
 
 
-def count_matches(first: Features, second: Features) -> int:
-    """Features of two backgrounds that match each other under one shift, turn and change of size; the same place."""
-    if min(len(first.points), len(second.points)) < 2:
+def count_matches(first: Features, second: Features, *, least: int = 3) -> int:
+    """Features of two backgrounds that match each other under one shift, turn and change of size; the same place.
+
+    0 where fewer than `least` can match.
+    """
+    if min(len(first.points), len(second.points)) < max(2, least):
         return 0
     likeness = first.descriptors @ second.descriptors.T
     best = likeness.argmax(axis=1)
     two = np.sqrt(np.maximum(2.0 - 2.0 * np.partition(likeness, -2, axis=1)[:, -2:], 0.0))  # second best, best
     sure = (two[:, 1] < MATCH_RATIO * two[:, 0]) & (likeness.argmax(axis=0)[best] == np.arange(len(best)))
-    if sure.sum() < 3:
+    if sure.sum() < max(3, least):
         return 0
     cv2.setRNGSeed(0)
     _, inliers = cv2.estimateAffinePartial2D(

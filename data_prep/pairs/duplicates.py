@@ -14,7 +14,7 @@ from imprint.core.params import NearDuplicates
 
 VIEWS_PER_TRACK = 8  # of which the clusters are made; the leak is measured on all
 BLOCK_ROWS = 512
-Measure = Callable[[np.ndarray], np.ndarray]  # rows => [rows, all]: how much they differ
+Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows, others => [rows, others]: how much they differ
 
 
 @dataclass(frozen=True, order=True)
@@ -53,18 +53,23 @@ def build_rows(clips: Sequence[ClipViews], limits: NearDuplicates, *, views_per_
             objects += [clip.clip_id] * len(chosen)
     patterns = build_patterns(np.concatenate(thumbnails))
     return [
-        Rows("frame", owners, lambda rows: (64.0 - signs[rows] @ signs.T) / 2.0, limits.frame_bits),
-        Rows("object", objects, lambda rows: _compare_objects(patterns, rows), limits.object_change),
-        Rows("background", owners, lambda rows: _compare_backgrounds(backgrounds, rows), limits.background_rms),
+        Rows("frame", owners, lambda rows, others: (64.0 - signs[rows] @ signs[others].T) / 2.0, limits.frame_bits),
+        Rows("object", objects, lambda rows, others: _compare_objects(patterns, rows, others), limits.object_change),
+        Rows(
+            "background",
+            owners,
+            lambda rows, others: _compare_backgrounds(backgrounds, rows, others),
+            limits.background_rms,
+        ),
     ]
 
 
-def _compare_objects(patterns: Patterns, rows: np.ndarray) -> np.ndarray:
-    return compute_view_change(patterns.select(rows), patterns)
+def _compare_objects(patterns: Patterns, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return compute_view_change(patterns.select(rows), patterns.select(others))
 
 
-def _compare_backgrounds(backgrounds: Backgrounds, rows: np.ndarray) -> np.ndarray:
-    difference, spread = compute_differences(backgrounds.select(rows), backgrounds)
+def _compare_backgrounds(backgrounds: Backgrounds, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    difference, spread = compute_differences(backgrounds.select(rows), backgrounds.select(others))
     return np.where(spread >= MIN_SPREAD, difference, np.inf)
 
 
@@ -78,9 +83,12 @@ def find_links(clips: Sequence[ClipViews], limits: NearDuplicates) -> list[Link]
     ]
     if limits.background_matches:
         for first, second in combinations(clips, 2):
-            matches = max(
-                (count_matches(a, b) for a in first.features.values() for b in second.features.values()), default=0
-            )
+            counts = [
+                count_matches(a, b, least=limits.background_matches)
+                for a in first.features.values()
+                for b in second.features.values()
+            ]
+            matches = max(counts, default=0)
             if matches >= limits.background_matches:
                 links.append(Link(first.clip_id, second.clip_id, "place", float(matches)))
     return sorted(links)
@@ -91,10 +99,14 @@ def _find_close(rows: Rows) -> list[Link]:
     starts = np.searchsorted(codes, np.arange(len(names)))
     closest: dict[tuple[int, int], float] = {}
     for part in _split_blocks(np.arange(len(codes))):
-        by_clip = np.minimum.reduceat(rows.measure(part), starts, axis=1)  # [rows, clips]
-        is_close = (by_clip < rows.limit) & (codes[part][:, None] < np.arange(len(names)))
+        later = np.arange(int(codes[part[0]]) + 1, len(names))  # a clip is compared with those behind it
+        if not len(later):
+            break
+        others = np.arange(int(starts[later[0]]), len(codes))
+        by_clip = np.minimum.reduceat(rows.measure(part, others), starts[later] - others[0], axis=1)  # [rows, clips]
+        is_close = (by_clip < rows.limit) & (codes[part][:, None] < later)
         for row, other in np.argwhere(is_close):
-            key = int(codes[part[row]]), int(other)
+            key = int(codes[part[row]]), int(later[other])
             closest[key] = min(float(by_clip[row, other]), closest.get(key, np.inf))
     return [Link(str(names[a]), str(names[b]), rows.shared, round(value, 4)) for (a, b), value in closest.items()]
 
@@ -131,8 +143,8 @@ def measure_leak(clips: Sequence[ClipViews], splits: Mapping[str, str], limits: 
     result: dict[str, float] = {"share": 0.0}
     for rows in build_rows(clips, limits):
         places = np.array([splits[clip_id] for clip_id in rows.clips])
-        test, train = np.flatnonzero(places == "test"), places == "train"
-        closest = [rows.measure(part)[:, train].min(axis=1, initial=np.inf) for part in _split_blocks(test)]
+        test, train = np.flatnonzero(places == "test"), np.flatnonzero(places == "train")
+        closest = [rows.measure(part, train).min(axis=1, initial=np.inf) for part in _split_blocks(test)]
         leaking = int(sum((distance < rows.limit).sum() for distance in closest))
         result |= {f"num_{rows.shared}s": len(test), f"leaking_{rows.shared}s": leaking}
         result["share"] = max(result["share"], leaking / max(len(test), 1))

@@ -46,7 +46,16 @@ class ExtractFrames(Section):
     max_rejected_share: Share
 
 
+class Sam2(Section):
+    """Weights of SAM 2, which follows objects in a video: a hub id or a folder. A hub id needs its commit."""
+
+    weights: str
+    revision: str
+
+
 class SegmentObjects(Section):
+    backend: Literal["rembg", "sam2"]  # sam2: of videos, follows what `model` or a given first mask shows once
+    sam2: Sam2
     model: str  # "imprint-small" (shipped), a rembg model's name, or the path of an ONNX file
     allow_noncommercial: bool
     threshold: Share

@@ -38,12 +38,17 @@ class ClipRecord:
     order: Order  # time: frames of a video; views: pictures that all show one object; single: one picture
     frames: tuple[str, ...]  # pictures in `path`, in their order; none for a video file
     masks_path: str  # folder of the given masks; empty: the objects are still to be found
-    masks: tuple[str, ...]  # files in `masks_path`, one per picture; none where no masks are given
+    masks: tuple[str, ...]  # files in `masks_path`, one per picture, or a video's first frame's; none: not given
     num_frames: int
     fps: float  # 0: the pictures have no time
     height_px: int  # of the first frame
     width_px: int
     duration_s: float
+
+    @property
+    def has_all_masks(self) -> bool:
+        """Whether the objects are known in every picture; of a video a mask is given for the first frame alone."""
+        return bool(self.masks and self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,7 @@ def sample_composite(
     condition = {"tokens": tokens, "level": level, "counts": counts, "guidance": guidance}
     if draws > 1:
         plan = {"steps": steps, "draws": draws, "condition": condition, "on_step": on_step}
-        z_0 = _average_draws(model, generator, **plan, clean=clean, keep=keep)
+        z_0 = _average_draws(model, generator, **plan, background=(clean, keep))
         return model.codec.decode(z_0).clamp(-1.0, 1.0)
     solver = _start(model, scheduler, steps)
     noise = _sample_noise(model, generator)
@@ -168,11 +168,13 @@ def _average_draws(
     steps: int,
     draws: int,
     condition: dict[str, Any],
-    clean: Float[Tensor, "b c h w"] | None = None,
-    keep: Float[Tensor, "b c h w"] | None = None,
+    background: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]] | None = None,
     on_step: Callable[[Tensor], None] | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Clean latents; `clean` stays where `keep` is 1. `InputError` for the blending `none`, whose background moves."""
+    """Clean latents; of a `background` (clean latents, keep mask M) what M keeps stays.
+
+    `InputError` for the blending `none`, whose background moves.
+    """
     blending = model.preset.blending
     if blending == "none":
         raise InputError("draws above 1 need the blending clean or noised; this model has none: set draws to 1")
@@ -180,19 +182,23 @@ def _average_draws(
     alphas = solver.alphas_cumprod.to(model.device)
     x_0 = torch.zeros(len(generator), *_get_shape(model), device=model.device)
     for timestep in solver.timesteps.long():
-        x_0 = x_0 if clean is None else blend(clean, x_0, keep=keep)
+        x_0 = _put_back(x_0, background)
         schedule = {"alphas_cumprod": alphas, "timestep": timestep.expand(len(x_0))}
         drawn = torch.zeros_like(x_0)
         for _ in range(draws):
             x_t = add_noise(x_0, _sample_noise(model, generator), **schedule)
-            if clean is not None and blending == "clean":
-                x_t = blend(clean, x_t, keep=keep)
+            if blending == "clean":
+                x_t = _put_back(x_t, background)
             prediction = compute_guided(model, x_t, timestep, **condition)
             drawn += predict_x0(prediction, x_t, model.preset.prediction_type, **schedule) / draws
-        x_0 = drawn if clean is None else blend(clean, drawn, keep=keep)
+        x_0 = _put_back(drawn, background)
         if on_step is not None:
             on_step(x_0)
     return x_0
+
+
+def _put_back(latents: Tensor, background: tuple[Tensor, Tensor] | None) -> Tensor:
+    return latents if background is None else blend(background[0], latents, keep=background[1])
 
 
 def _start(model: Denoiser, scheduler: SchedulerName, steps: int) -> Any:  # diffusers types a timestep as int

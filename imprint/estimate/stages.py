@@ -9,12 +9,12 @@ import torch
 
 from imprint.core.params import Params, TrainCompositor, Training
 from imprint.core.progress import Bar, show_progress
+from imprint.core.sources import find_cached, list_weights
 from imprint.estimate.counting import StepCount, build_meta_model, count_pictures, count_step
 from imprint.estimate.state import StateBytes, count_parameters, count_state
 from imprint.models import ImprintModel, Preset
 from imprint.models.checkpoint import load_preset
 from imprint.models.pretrained import resolve_preset
-from imprint.models.sources import find_cached, list_weights
 from imprint.training.pretrain_stage import FRESH, PUBLISHED, choose_options, choose_preset
 from imprint.training.tasks import CompositingTask, IdentityTask, Task
 

@@ -75,7 +75,8 @@ class Preset:
 
     @property
     def sampling(self) -> Sampling:
-        return BRIEFLY_TRAINED if self.vae is None else PRETRAINED
+        chosen = BRIEFLY_TRAINED if self.vae is None else PRETRAINED
+        return replace(chosen, draws=1) if self.blending == "none" else chosen
 
     @property
     def patch_px(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from imprint.core.errors import InputError
+from imprint.core.sources import Kind, Source, check_safetensors, fetch_source, load_strictly
 from imprint.models.backbone import BACKBONES
 from imprint.models.configs import Config
 from imprint.models.model import ImprintModel, build_model
 from imprint.models.presets import Preset, find_encoder
-from imprint.models.sources import Kind, Source, check_safetensors, fetch_source
 
 CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-_NUM_NAMED = 4  # of the weights that differ
 
 
 def load_pretrained(preset: Preset, sources: Mapping[Kind, Source], *, seed: int, root: Path) -> ImprintModel:
@@ -107,29 +106,9 @@ def resolve_base(preset: Preset, base: Path) -> Preset:
 
 def load_weights(model_class: Any, folder: Path) -> dict[str, Tensor]:
     """The weights in a folder as `model_class` names them; `InputError` lists what is missing, too much, misshapen."""
-    check_safetensors(folder)
     _quiet()
-    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    if issubclass(model_class, (UNet2DConditionModel, AutoencoderKL)):
-        options["low_cpu_mem_usage"] = True
-    try:
-        loaded: Any = model_class.from_pretrained(folder, **options, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{folder} cannot be loaded ({' '.join(str(error).split())[:200]}); download it again"
-        ) from None
-    model, found = loaded
-    problems = {
-        "missing": sorted(found["missing_keys"]),
-        "not of this class": sorted(key for key in found["unexpected_keys"] if not _is_of_text_tower(key)),
-        "of another shape": [_describe_mismatch(entry) for entry in found["mismatched_keys"]],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(names)} {what} ({_shorten(names)})" for what, names in problems.items() if names)
-        raise InputError(
-            f"{folder}: weights do not fit {model_class.__name__}: {told}; name another or download it again"
-        )
-    return model.state_dict()
+    options = {"low_cpu_mem_usage": True} if issubclass(model_class, (UNet2DConditionModel, AutoencoderKL)) else {}
+    return load_strictly(model_class, folder, ignore=_is_of_text_tower, **options).state_dict()
 
 
 def _read_part_config(folder: Path, class_name: str) -> Config:
@@ -162,15 +141,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _is_of_text_tower(key: str) -> bool:
     """What a whole CLIP has beside its image tower."""
     return key.startswith(("text_model.", "text_projection.", "visual_projection.", "logit_scale"))
-
-
-def _describe_mismatch(entry: Any) -> str:
-    name, found, wanted = entry
-    return f"{name} {tuple(found)} for {tuple(wanted)}"
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NUM_NAMED]) + (", ..." if len(names) > _NUM_NAMED else "")
 
 
 def _quiet() -> None:

@@ -1,6 +1,7 @@
-"""Foreground segmentation with rembg, through a session of ours.
+"""Foreground segmentation with rembg, through a session of ours; objects followed through a video by SAM 2.
 
-Importing this package loads neither rembg nor onnxruntime; `build_session` does.
+Importing this package loads neither rembg and onnxruntime (`build_session` does) nor torch and transformers
+(`build_follower` does).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from imprint.core.params import SegmentObjects
+    from imprint.core.params import Sam2, SegmentObjects
+    from imprint.segmentation.following import ObjectFollower
     from imprint.segmentation.session import ObjectSession
 
 
@@ -30,3 +32,14 @@ def segment_image(image: np.ndarray, session: ObjectSession) -> np.ndarray:
     from imprint.segmentation.session import remove_background
 
     return remove_background(image, session)
+
+
+def build_follower(params: Sam2, *, threads: int = 1) -> ObjectFollower:
+    """The process's model for `params`; asked again, the same one. On a GPU where torch sees one.
+
+    threads: of torch; leave 1 where several processes share the cores. `InputError` in one line for weights that are
+    not named, cannot be had, are pickled, or are not SAM 2's for video.
+    """
+    from imprint.segmentation.following import open_follower
+
+    return open_follower(params, threads=threads)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from imprint.core.errors import InputError
 from imprint.core.params import Params, TrainCompositor
+from imprint.core.sources import Source
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import ImprintModel, Preset, build_model, load_card, load_part
 from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
 from imprint.models.pretrained import load_base
-from imprint.models.sources import Source
 from imprint.training.pretrain_stage import CODE, FRESH, PUBLISHED, SHARDS, collect_sources
 from imprint.training.session import publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask

@@ -9,13 +9,13 @@ from typing import Any
 
 from imprint.core.errors import InputError
 from imprint.core.params import Params, PretrainEncoder
+from imprint.core.sources import is_folder, list_weights
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import PRESETS, ImprintModel, Preset, build_model, load_card, load_model
 from imprint.models.presets import choose_encoder, find_encoder
 from imprint.models.pretrained import load_pretrained
 from imprint.models.provenance import Provenance, describe_weights, list_sources, merge_sources
-from imprint.models.sources import is_folder, list_weights
 from imprint.training.session import publish_model, train_model, work_on
 from imprint.training.tasks import IdentityTask
 

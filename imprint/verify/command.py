@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from imprint.core.errors import InputError
+from imprint.core.sources import list_weights
 from imprint.core.stage import PACKAGES_ROOT
 from imprint.doctor import describe_source, list_machine_rows
 from imprint.estimate.counting import build_meta_model
 from imprint.estimate.state import count_state
-from imprint.models.sources import list_weights
 from imprint.tracking.provenance import read_git_tags
 from imprint.training.tasks import IdentityTask
 from imprint.verify.project import STEPS, Project, build_project, replace_sections, write_params
 from imprint.verify.records import Action, Row, format_row, save_rows
-from imprint.verify.runs import COMPOSITE_STEPS, Seen, load_and_composite, read_seen, run_interrupted, run_stage
+from imprint.verify.runs import Seen, load_and_composite, read_seen, run_interrupted, run_stage
 
 _GIB = 2**30
 
@@ -67,7 +67,7 @@ def iterate_actions(project: Project, processes: int) -> Iterator[tuple[Action, 
     """Each action, done, with its figure."""
     loaded, pictured = load_and_composite(project)
     yield "load", f"{loaded.seconds:.1f} s, {loaded.memory}"
-    yield "composite", f"{COMPOSITE_STEPS} denoising steps, with loading {pictured.seconds:.1f} s, {pictured.memory}"
+    yield "composite", f"sampled as the preset says, with loading {pictured.seconds:.1f} s, {pictured.memory}"
     batch_size = project.params.pretrain_encoder.batch_size
     seen, step = run_interrupted(project)
     yield "stage 1", describe_training(seen, batch_size)

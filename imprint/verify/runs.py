@@ -19,7 +19,7 @@ from imprint.core.errors import InputError
 from imprint.core.stage import PACKAGES_ROOT
 from imprint.verify.project import INPUTS, STEPS, STOP_AT, Project
 
-COMPOSITE_STEPS, COMPOSITE_GUIDANCE, COMPOSITE_SEED = 20, 2.0, 0
+COMPOSITE_SEED = 0
 _GIB = 2**30
 _WARM_UP_STEPS = 3  # of a process: not timed
 _POLL_S = 0.01
@@ -71,9 +71,10 @@ def _composite(project: Project) -> Seen:
         output_path=project.root / "composite.png",
         level="box",
         model="models/start",
-        steps=COMPOSITE_STEPS,
-        guidance=COMPOSITE_GUIDANCE,
         seed=COMPOSITE_SEED,
+        steps=None,
+        guidance=None,
+        draws=None,
         root=project.root,
     )
     seconds = time.monotonic() - started_s

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imprint.core.records import Order
 
+FIRST_MASK_SUFFIX = ".mask.png"  # `x.mask.png`: object ids of the first frame of the video `x.mp4`
 PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
@@ -26,7 +27,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Item:
-    """A video file (`frames` empty), or pictures of `folder` with their masks (`masks` empty, or one per picture)."""
+    """A video file (`frames` empty), or pictures of `folder` with their masks (`masks` empty, or one per picture).
+
+    A video has no mask, or one, of its first frame.
+    """
 
     folder: Path
     order: Order
@@ -55,8 +59,9 @@ def list_pictures(path: Path) -> list[str]:
 
 
 def is_mask_name(name: str) -> bool:
-    """Whether a file is the mask of the picture whose whole name it carries (`000.jpg.png`)."""
-    return Path(name).suffix.lower() == ".png" and Path(Path(name).stem).suffix.lower() in PICTURE_SUFFIXES
+    """Whether a file is the mask of the picture whose whole name it carries (`000.jpg.png`), or of a video."""
+    stem, suffix = Path(name).stem, Path(name).suffix.lower()
+    return name.endswith(FIRST_MASK_SUFFIX) or (suffix == ".png" and Path(stem).suffix.lower() in PICTURE_SUFFIXES)
 
 
 def pair_masks(
