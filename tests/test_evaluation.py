@@ -261,7 +261,7 @@ def test_flat_names_hold_the_numbers_alone(metrics: dict) -> None:
 # --- protocol, table and page ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 3}, {"guidance": 1.0}, {"levels": ["box"]}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 7}, {"guidance": 1.0}, {"draws": 1}, {"levels": ["box"]}])
 def test_the_protocols_hash_follows_every_setting(section: Evaluate, change: dict) -> None:
     first = build_protocol(section, "digest", 6)
     assert build_protocol(section.model_copy(update={"batch_size": 1, "threads": 1}), "digest", 6) == first

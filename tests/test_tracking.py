@@ -172,6 +172,13 @@ def test_what_a_store_that_was_away_has_not_got_is_sent_when_it_is_back(
     assert send_unsent(tmp_path) == {}
 
 
+def test_a_work_folder_of_before_there_were_journals_holds_nothing_to_send(tmp_path: Path) -> None:
+    work_dir = tmp_path / "work" / "pretrain_encoder" / "old"
+    write_json_atomic(work_dir / "mlflow_run.json", {"uri": "sqlite:///x.db", "run_id": "1", "models": {}})
+    (work_dir / "metrics.jsonl").write_text('{"step": 10, "loss": 0.5}\n')
+    assert send_unsent(tmp_path) == {}
+
+
 def test_an_entry_that_cannot_be_sent_does_not_hold_up_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,9 +44,11 @@ def describe_run(
 
 
 def count_unsent(work_dir: Path) -> int:
-    """Entries that MLflow has not got."""
-    start = _load_record(work_dir).get("sent", 0)
-    return sum(1 for _ in read_journal(work_dir / METRICS_FILE, start))
+    """Entries that MLflow has not got; none of a run of before there were journals, which told it everything itself."""
+    record = _load_record(work_dir)
+    if "about" not in record:
+        return 0
+    return sum(1 for _ in read_journal(work_dir / METRICS_FILE, record.get("sent", 0)))
 
 
 class MlflowRun:
