@@ -187,7 +187,7 @@ def test_the_command_writes_the_composite(project: Path, monkeypatch: pytest.Mon
         ({"output": "out.jpg"}, r"output out\.jpg is no \.png"),
         ({"output": "absent/out.png"}, r"output absent/out\.png cannot be written"),
         ({"mask_level": "boks"}, r"--mask-level boks is unknown; use one of exact, soft"),
-        ({"steps": "0"}, r"--steps must be at least 1"),
+        ({"steps": "0"}, r"--steps, --guidance and --draws must be at least 1"),
     ],
 )
 def test_bad_input_gets_one_line_and_no_output(

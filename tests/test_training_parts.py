@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -180,26 +181,29 @@ def test_the_best_by_held_out_loss_is_kept_beside_the_newest(tmp_path: Path) -> 
     assert state.step == 5
 
 
-def test_a_full_disk_leaves_the_newest_whole_checkpoint(tmp_path: Path, limit_file_size: Callable[[int], None]) -> None:
+@contextmanager
+def limit_file_size(num_bytes: int) -> Iterator[None]:
+    """A stand-in for a full disk: the system refuses to let any file grow beyond so many bytes, pytest's own too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     _, state = build_small_state(0)
     state.step = 1
     save_state(state, tmp_path, keep=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     state.step = 2
-    limit_file_size(64)
-    with pytest.raises(InputError, match=r"checkpoint of step 2 cannot be written .*File too large.*make room"):
+    fault = r"checkpoint of step 2 cannot be written .*File too large.*make room"
+    with limit_file_size(64), pytest.raises(InputError, match=fault):
         save_state(state, tmp_path, keep=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert load_state(state, tmp_path)
     assert state.step == 1
-
-
-@pytest.fixture
-def limit_file_size() -> Iterator[Callable[[int], None]]:
-    """A stand-in for a full disk: the system refuses to let any file grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
