@@ -176,7 +176,9 @@ def test_a_taken_port_and_missing_data_end_in_one_line(project, address, tmp_pat
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="the page is driven in a real browser; no Chromium is on PATH (apt install chromium)"
+)
 def test_the_keys_decide_and_two_pages_do_not_lose_each_others_decisions(project, address, tmp_path):
     tracks = [item["id"] for item in read(address, "items")["items"] if item["kind"] == "track"]
     shutil.rmtree(tmp_path / "profile", ignore_errors=True)
