@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.tars import HEADER_BYTES, TarWriter, read_tar
 from imprint.core.params import PackShards
-from imprint.core.pixels import decode_image, encode_image
-from imprint.core.prepare import crop_object, crop_scene
+from imprint.core.pixels import decode_image
+from imprint.core.prepare import encode_view
 from imprint.core.records import Split, ViewRecord, build_id
 
 PARTS = ("object.png", "scene.jpg", "mask.png")
@@ -25,16 +23,6 @@ class ViewKey:
     clip_id: str
     track: int
     sample_index: int
-
-
-def encode_view(image: np.ndarray, mask: np.ndarray, params: PackShards) -> tuple[bytes, bytes, bytes]:
-    """RGB frame and the object's mask bool [h, w] => bytes of object, scene and mask, by `imprint.core.prepare`."""
-    scene = crop_scene(image, mask, params.size_px, params.scene_context)
-    return (
-        encode_image(crop_object(image, mask, params.reference_px), ".png"),
-        encode_image(scene.image, ".jpg", params.jpeg_quality),
-        encode_image(scene.hole, ".png"),
-    )
 
 
 def encode_clip(

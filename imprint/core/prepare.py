@@ -14,7 +14,8 @@ from imprint.core.errors import InputError
 from imprint.core.foreground import estimate_foreground
 from imprint.core.geometry import Box, box_from_mask, crop_padded, square_around, square_crop
 from imprint.core.masks import feather_inside
-from imprint.core.pixels import MID_GREY, resize_image, resize_mask
+from imprint.core.params import PackShards
+from imprint.core.pixels import MID_GREY, encode_image, resize_image, resize_mask
 
 OBJECT_MARGIN = 1.1  # side of the reference canvas / longer side of the object
 SCENE_CONTEXT = 2.0  # side of the scene crop / longer side of the object or hole
@@ -129,3 +130,13 @@ def _resize_premultiplied(rgba: np.ndarray, size_px: int) -> np.ndarray:
     visible = small_opacity > 0.5 / 255.0  # what does not round to fully transparent
     straight = np.where(visible, small_colours / np.where(visible, small_opacity, 1.0), 0.0)
     return np.rint(np.clip(np.dstack([straight, small_opacity * 255.0]), 0, 255)).astype(np.uint8)
+
+
+def encode_view(image: np.ndarray, mask: np.ndarray, params: PackShards) -> tuple[bytes, bytes, bytes]:
+    """RGB frame and the object's mask bool [h, w] => bytes of object, scene and mask, as shards hold them."""
+    scene = crop_scene(image, mask, params.size_px, params.scene_context)
+    return (
+        encode_image(crop_object(image, mask, params.reference_px), ".png"),
+        encode_image(scene.image, ".jpg", params.jpeg_quality),
+        encode_image(scene.hole, ".png"),
+    )

@@ -12,8 +12,8 @@ import numpy as np
 
 from imprint.core.files import write_json_atomic
 from imprint.core.params import PackShards
-from imprint.core.pixels import encode_image, load_image, resize_image
-from imprint.core.prepare import crop_object, crop_scene
+from imprint.core.pixels import load_image, resize_image
+from imprint.core.prepare import encode_view
 from imprint.core.records import PairKind, PairRecord, Split, ViewRecord, build_id, save_records
 
 _MIN_CLIPS: dict[Split, int] = {"train": 4, "val": 2, "test": 2}
@@ -60,22 +60,13 @@ def _write_shard(path: Path, clips: list[str], *, split: Split, inputs: Path, pa
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for clip, view in keys:
             image, mask = draw_scene(inputs, [*clip.encode(), view], 2 * params.size_px)
-            for name, data in zip(_PARTS, _encode(image, mask, params), strict=True):
+            for name, data in zip(_PARTS, encode_view(image, mask, params), strict=True):
                 info = tarfile.TarInfo(f"{build_id(clip, _TRACK, view)}.{name}")
                 info.size = len(data)
                 tar.addfile(info, BytesIO(data))
     with tarfile.open(path) as tar:
         spans = {info.name: (info.offset_data, info.size) for info in tar}
     return [_build_row(clip, view, split=split, shard=path.name, spans=spans) for clip, view in keys]
-
-
-def _encode(image: np.ndarray, mask: np.ndarray, params: PackShards) -> tuple[bytes, bytes, bytes]:
-    scene = crop_scene(image, mask, params.size_px, params.scene_context)
-    return (
-        encode_image(crop_object(image, mask, params.reference_px), ".png"),
-        encode_image(scene.image, ".jpg", params.jpeg_quality),
-        encode_image(scene.hole, ".png"),
-    )
 
 
 def _build_row(clip: str, view: int, *, split: Split, shard: str, spans: dict[str, tuple[int, int]]) -> ViewRecord:
