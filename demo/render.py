@@ -59,10 +59,10 @@ def _object_task(seed: int, folder: Path, num_views: int, size_px: int) -> None:
     write_object_views(seed, folder, num_views=num_views, size_px=size_px)
 
 
-def _scene_task(seed: int, folder: Path, size_px: int) -> None:
+def _scene_task(seed: int, folder: Path, size_px: int, num_frames: int, multi: bool) -> None:
     from demo.segdata import write_scene
 
-    write_scene(seed, folder, size_px=size_px)
+    write_scene(seed, folder, size_px=size_px, num_frames=num_frames, multi=multi)
 
 
 def _world_task(seed: int, folder: Path) -> None:
@@ -92,9 +92,10 @@ def render_objects(args: argparse.Namespace) -> None:
 
 
 def render_scenes(args: argparse.Namespace) -> None:
-    """Pictures of one to four objects with exact masks, two frames per scene."""
+    """Pictures of one to four objects with exact masks."""
     # Steps of 5: a scene draws its objects from the seeds that follow its own.
-    tasks = [partial(_scene_task, args.first + 5 * i, args.out, args.px) for i in range(args.count)]
+    seeds = [args.first + 5 * i for i in range(args.count)]
+    tasks = [partial(_scene_task, seed, args.out, args.px, args.frames, args.multi) for seed in seeds]
     run_pool(tasks, "scenes", args)
 
 
@@ -166,6 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--out", type=Path, required=True, help="folder for the shards; replaced")
     pack.add_argument("--quality", type=int, help="encode colours anew as WebP of this quality, for a smaller archive")
     pack.set_defaults(action=pack_world_shards)
+    scenes = commands.choices["scenes"]
+    scenes.add_argument("--frames", type=int, default=2, help="per scene (default 2)")
+    scenes.add_argument("--multi", action="store_true", help="none of one object alone")
     commands.choices["objects"].add_argument("--views", type=int, default=3, help="views per object (default 3)")
     return parser
 

@@ -32,8 +32,13 @@ def write_object_views(seed: int, folder: Path, *, num_views: int, size_px: int,
         write_png(folder / f"{seed}_{view}.png", encode_cutout(linear))
 
 
-def write_scene(seed: int, folder: Path, *, size_px: int, num_frames: int = 2, num_samples: int = 8) -> None:
-    """`<seed>-<k>/image.png` and `mask.png` (0 nothing, 1.. instances): `num_frames` frames of a clip of this seed."""
+def write_scene(
+    seed: int, folder: Path, *, size_px: int, num_frames: int = 2, multi: bool = False, num_samples: int = 8
+) -> None:
+    """`<seed>-<k>/image.png` and `mask.png` (0 nothing, 1.. instances): `num_frames` frames of a clip of this seed.
+
+    Two are drawn, more are evenly spaced. multi: never a clip of one object.
+    """
     targets = [folder / f"{seed}-{k}" for k in range(num_frames)]
     if (targets[-1] / "image.png").exists():
         return
@@ -45,13 +50,15 @@ def write_scene(seed: int, folder: Path, *, size_px: int, num_frames: int = 2, n
             loaded[object_seed] = Actor(object_seed)
         return loaded[object_seed]
 
-    if rng.random() < 0.55:
+    if rng.random() < 0.55 and not multi:
         clip = plan_single(seed, str(seed), load)
     else:
         kind = str(rng.choice(MULTI_KINDS))
         clip = plan_multi(seed, str(seed), load, kind=kind, twins=kind == "twins" or rng.random() < 0.3)
     actors = [load(s) for s in clip.object_seeds]
-    for target, frame in zip(targets, rng.choice(NUM_FRAMES, num_frames, replace=False), strict=True):
+    spaced = np.linspace(0, NUM_FRAMES - 1, num_frames).round().astype(int)
+    chosen = rng.choice(NUM_FRAMES, num_frames, replace=False) if num_frames <= 2 else spaced
+    for target, frame in zip(targets, chosen, strict=True):
         shot = next(s for s in clip.shots if s.start <= frame < s.stop)
         numbers, cast = cast_of(shot, int(frame), actors)
         camera = shot.cameras[frame - shot.start]

@@ -77,8 +77,8 @@ def load_scenes(folder: Path) -> Scenes:
         raise InputError(
             f"there are no scenes in {folder}; render them with python -m demo.render scenes --out {folder}"
         )
-    images = [_fit(load_image(place / "image.png")) for place in places]
-    masks = [_fit((load_image(place / "mask.png")[..., 0] > 0) * np.uint8(255)) for place in places]
+    images = [fit_size(load_image(place / "image.png")) for place in places]
+    masks = [fit_size((load_image(place / "mask.png")[..., 0] > 0) * np.uint8(255)) for place in places]
     return Scenes(np.stack(images), np.stack(masks))
 
 
@@ -105,7 +105,8 @@ def build_backgrounds(seed: int) -> list[np.ndarray]:
     return surfaces + patterns + photos * 12
 
 
-def _fit(image: np.ndarray) -> np.ndarray:
+def fit_size(image: np.ndarray) -> np.ndarray:
+    """A picture at the size of the training pictures."""
     if image.shape[:2] == (SIZE_PX, SIZE_PX):
         return image
     return cv2.resize(image, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
@@ -120,14 +121,14 @@ def _warp_scene(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -
     """Zoom, squeeze, tilt and shift; what lies outside is mirrored in."""
     if rng.random() < 0.3:
         return image, mask
-    matrix = _sample_matrix(rng, zoom=rng.uniform(0.75, 1.5), tilt_deg=rng.normal(0, 6))
+    matrix = sample_matrix(rng, zoom=rng.uniform(0.75, 1.5), tilt_deg=rng.normal(0, 6))
     size = (SIZE_PX, SIZE_PX)
     border = cv2.BORDER_REFLECT_101
     warped = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border)
     return warped, cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border)
 
 
-def _sample_matrix(rng: np.random.Generator, *, zoom: float, tilt_deg: float) -> np.ndarray:
+def sample_matrix(rng: np.random.Generator, *, zoom: float, tilt_deg: float) -> np.ndarray:
     """2 x 3 matrix that zooms about the picture's centre, with a squeeze and a shift."""
     squeeze = np.exp(rng.normal(0, 0.12))
     centre = SIZE_PX / 2
@@ -154,15 +155,15 @@ def _paste_objects(pool: Pool, rng: np.random.Generator) -> tuple[np.ndarray, np
     if len(pool.scenes.images) and rng.random() < 0.2:
         image, mask = _draw_scene(pool.scenes, rng)
     else:
-        image, mask = _draw_background(pool.backgrounds, rng), np.zeros((SIZE_PX, SIZE_PX), np.uint8)
+        image, mask = draw_background(pool.backgrounds, rng), np.zeros((SIZE_PX, SIZE_PX), np.uint8)
     for _ in range(count):
-        rgba = _draw_object(pool, rng)
+        rgba = draw_object(pool, rng)
         longest_px = SIZE_PX * (rng.uniform(0.3, 0.95) if count == 1 else rng.uniform(0.2, 0.55))
-        image, mask = _paste(image, mask, _place(rgba, longest_px, rng), rng)
+        image, mask = paste(image, mask, place(rgba, longest_px, rng), rng)
     return image, mask
 
 
-def _draw_background(backgrounds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+def draw_background(backgrounds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """A piece of one background, or of two as wall and floor."""
     wall = _draw_piece(backgrounds, rng)
     if rng.random() < 0.5:
@@ -194,7 +195,7 @@ def _lay_down(piece: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.warpPerspective(turned, matrix, (SIZE_PX, SIZE_PX), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT)
 
 
-def _draw_object(pool: Pool, rng: np.random.Generator) -> np.ndarray:
+def draw_object(pool: Pool, rng: np.random.Generator) -> np.ndarray:
     """A rendered view, or now and then a random shape with a background's texture."""
     if pool.objects and rng.random() < 0.85:
         return pool.objects[int(rng.integers(len(pool.objects)))]
@@ -211,13 +212,16 @@ def _draw_object(pool: Pool, rng: np.random.Generator) -> np.ndarray:
     return np.dstack([np.clip(texture, 0, 255).astype(np.uint8), alpha])
 
 
-def _place(rgba: np.ndarray, longest_px: float, rng: np.random.Generator) -> np.ndarray:
+def place(
+    rgba: np.ndarray, longest_px: float, rng: np.random.Generator, *, middle_xy: np.ndarray | None = None
+) -> np.ndarray:
     """The object on a transparent canvas of the picture's size: float32 [128, 128, 4], colours times opacity."""
     height, width = rgba.shape[:2]
     scale = longest_px / max(height, width)
     tilt_deg = rng.uniform(-180, 180) if rng.random() < 0.1 else rng.normal(0, 8)
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), tilt_deg, scale)
-    matrix[:, 2] += SIZE_PX * rng.uniform(0.2, 0.8, 2) - (width / 2, height / 2)
+    drawn_xy = SIZE_PX * rng.uniform(0.2, 0.8, 2)
+    matrix[:, 2] += (drawn_xy if middle_xy is None else middle_xy) - (width / 2, height / 2)
     premultiplied = rgba.astype(np.float32) / 255.0
     premultiplied[..., :3] *= premultiplied[..., 3:] * rng.uniform(0.7, 1.15)
     if scale < 0.7:  # a large picture made small: average first, or the edges alias
@@ -225,9 +229,10 @@ def _place(rgba: np.ndarray, longest_px: float, rng: np.random.Generator) -> np.
     return cv2.warpAffine(premultiplied, matrix, (SIZE_PX, SIZE_PX), flags=cv2.INTER_LINEAR)
 
 
-def _paste(
+def paste(
     image: np.ndarray, mask: np.ndarray, layer: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
+    """The picture and what is covered of it, after a layer of `place` and its shadow."""
     alpha = layer[..., 3:]
     below = image.astype(np.float32) / 255.0
     if rng.random() < 0.75:

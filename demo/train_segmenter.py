@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -48,9 +49,9 @@ class Block(nn.Module):
 class SmallUNet(nn.Module):
     """U-Net with the mean of the deepest level added to it, so that each place knows the whole picture."""
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+    def __init__(self, widths: tuple[int, ...] = WIDTHS, *, inputs: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv(3, widths[0]))
+        self.stem = nn.Sequential(*_conv(inputs, widths[0]))
         pairs = list(pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(*_conv(a, b, stride=2), Block(b)) for a, b in pairs)
         self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], widths[-1], 1), nn.ReLU())
@@ -58,7 +59,7 @@ class SmallUNet(nn.Module):
         self.up = nn.ModuleList(nn.Sequential(*_conv(a, a)) for a, _ in reversed(pairs))
         self.head = nn.Conv2d(widths[0], 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # [b 3 h w], normalised => logits [b 1 h w]
+    def forward(self, x: Tensor) -> Tensor:  # [b c h w], normalised => logits [b 1 h w]
         levels = [self.stem(x)]
         for down in self.down:
             levels.append(down(levels[-1]))
@@ -102,18 +103,29 @@ def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
 
 
 def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int) -> SmallUNet:
-    """The averaged network after `steps` steps of AdamW with warm-up and cosine."""
+    """The averaged network after `steps` steps."""
+
+    def compute_batch_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        images, opacities = batch
+        return compute_loss(model(normalize(images)), opacities.float() / 255.0)
+
     torch.manual_seed(seed)
-    model = SmallUNet()
-    average = copy.deepcopy(model)
+    loader = DataLoader(SampleDataset(pool, seed, steps * batch_size), batch_size, num_workers=workers)
+    return fit(SmallUNet(), loader, compute_batch_loss, title="train segmenter")
+
+
+def fit(
+    model: SmallUNet, loader: DataLoader, compute_batch_loss: Callable[[nn.Module, list[Tensor]], Tensor], *, title: str
+) -> SmallUNet:
+    """The averaged network after one step of AdamW, with warm-up and cosine, per batch of the loader."""
+    steps, average = len(loader), copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, MAX_RATE, total_steps=steps, pct_start=min(WARMUP_STEPS / steps, 0.3), cycle_momentum=False
     )
-    loader = DataLoader(SampleDataset(pool, seed, steps * batch_size), batch_size, num_workers=workers)
-    with show_progress("train segmenter", steps) as bar:
-        for step, (images, opacities) in enumerate(loader):
-            loss = compute_loss(model(normalize(images)), opacities.float() / 255.0)
+    with show_progress(title, steps) as bar:
+        for step, batch in enumerate(loader):
+            loss = compute_batch_loss(model, batch)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -135,17 +147,17 @@ def compute_mean_iou(model: SmallUNet, scenes: Scenes) -> float:
     return float(np.mean(ious))
 
 
-def export_onnx(model: SmallUNet) -> bytes:
-    """ONNX file: `image` float32 [b, 3, 128, 128], normalised => `probability` [b, 1, 128, 128]."""
+def export_onnx(model: SmallUNet, *, name: str = "image", inputs: int = 3, side_px: int = SIZE_PX) -> bytes:
+    """ONNX file: `name` float32 [b, inputs, side, side] => `probability` [b, 1, side, side]."""
     network = nn.Sequential(model, nn.Sigmoid()).eval()
-    example = (torch.zeros(1, 3, SIZE_PX, SIZE_PX),)
-    axes = {"image": {0: "batch"}, "probability": {0: "batch"}}
+    example = (torch.zeros(1, inputs, side_px, side_px),)
+    axes = {name: {0: "batch"}, "probability": {0: "batch"}}
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         # Deprecated, but the newer exporter needs onnxscript too and writes local paths into the file.
         warnings.simplefilter("ignore", DeprecationWarning)
         path = Path(folder) / "network.onnx"
         options = {"opset_version": 17, "dynamic_axes": axes, "dynamo": False}
-        torch.onnx.export(network, example, path, input_names=["image"], output_names=["probability"], **options)
+        torch.onnx.export(network, example, path, input_names=[name], output_names=["probability"], **options)
         return path.read_bytes()
 
 
