@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from data_prep.ledger import check_share, print_counts, save_ledger
 from data_prep.masks.following import Prompt, choose_prompts, follow_prompts
 from data_prep.masks.grouping import find_given, follow_ids, read_first_mask, take_each, take_largest
 from data_prep.masks.instances import Instance, describe_box, find_instances
+from data_prep.masks.separation import Footage, link_apart
 from data_prep.masks.tracking import Track, link_tracks
 from data_prep.tars import read_tar
 from imprint.core.files import compute_digest, compute_file_digest, compute_path_digest
@@ -31,7 +32,7 @@ from imprint.core.params import Params, SegmentObjects
 from imprint.core.pixels import decode_image, encode_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, load_records
 from imprint.core.stage import open_stage
-from imprint.segmentation import build_follower, build_session
+from imprint.segmentation import build_follower, build_separator, build_session
 
 STAGE = "segment_objects"
 CODE = (
@@ -121,7 +122,8 @@ def segment_clip(job: ClipJob) -> Product[MaskRecord]:
             detail = "it would be followed with segment_objects.backend: sam2"
             rejections.append(Rejection(stage=STAGE, item=job.clip.clip_id, reason="unused_first_mask", detail=detail))
         if job.clip.order == "time":
-            tracks = link_tracks(job.frames, found, job.params.min_link_iou)
+            tracks, joined = link_objects(job, found)
+            rejections += joined
         elif job.clip.order == "views":
             tracks, others = take_largest(job.frames, found)
             rejections += others
@@ -140,16 +142,31 @@ def follow_objects(job: ClipJob) -> tuple[list[Track], list[Rejection]]:
         prompts = [Prompt(0, mask) for mask in masks]
     else:
         found, rejections = find_objects(job)
-        sure, others = select_tracks(link_tracks(job.frames, found, job.params.min_link_iou), job)
-        rejections += others
+        tracks, joined = link_objects(job, found)
+        sure, others = select_tracks(tracks, job)
+        rejections += joined + others
         prompts = choose_prompts(list(sure.values()), job.frames)
+    tracks, lost = follow_prompts(prompts, job.frames, open_reader(job), job.params)
+    return tracks, rejections + lost
+
+
+def link_objects(job: ClipJob, found: Sequence[Sequence[Instance]]) -> tuple[list[Track], list[Rejection]]:
+    """Tracks of what the network found in a video; objects that touch are told apart if something can."""
+    separator = build_separator(job.params) if job.params.touching.judged_frames else None
+    if separator is None:
+        return link_tracks(job.frames, found, job.params.min_link_iou), []
+    return link_apart(Footage(job.frames, open_reader(job), separator.answer, job.params), found)
+
+
+def open_reader(job: ClipJob) -> Callable[[int], np.ndarray]:
+    """What gives the RGB frame at a position of the clip."""
+    members = read_tar(job.tar)
 
     def read(position: int) -> np.ndarray:
         member = job.frames[position].member
         return decode_image(members[member], f"{job.tar}:{member}")
 
-    tracks, lost = follow_prompts(prompts, job.frames, read, job.params)
-    return tracks, rejections + lost
+    return read
 
 
 def find_objects(job: ClipJob) -> tuple[list[list[Instance]], list[Rejection]]:

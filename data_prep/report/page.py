@@ -47,6 +47,7 @@ MEANINGS = {
     "low_confidence": "the network is unsure about the object",
     "short_track": "a track of fewer than min_track_frames frames",
     "in_doubt": "it may be two objects: tracks met, or one fell apart",
+    "several_objects": "objects that touch are one mask, or may be, and cannot be split cleanly",
     "not_the_largest": "the photo's largest object is the one",
     "empty_mask": "the given mask holds no object",
     "border_contact": "too much of the outline lies on the frame's border",

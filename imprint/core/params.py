@@ -53,6 +53,14 @@ class Sam2(Section):
     revision: str
 
 
+class Touching(Section):
+    """Objects that touch and so are one mask. The shares: of a mask, held to be of another object (docs/models.md)."""
+
+    judged_frames: Natural  # of a track; 0: nothing is judged
+    one: Share  # up to here it is one object
+    several: Share  # from here on it is several
+
+
 class SegmentObjects(Section):
     backend: Literal["rembg", "sam2"]  # sam2: of videos, follows what `model` or a given first mask shows once
     sam2: Sam2
@@ -65,6 +73,7 @@ class SegmentObjects(Section):
     min_confidence: Share
     min_link_iou: Share
     min_track_frames: Count
+    touching: Touching
     batch_size: Count
     workers: Natural
     max_rejected_share: Share

@@ -1,4 +1,4 @@
-"""Foreground segmentation with rembg, through a session of ours; objects followed through a video by SAM 2.
+"""Foreground segmentation with rembg, through a session of ours; objects that touch, told apart; SAM 2 for videos.
 
 Importing this package loads neither rembg and onnxruntime (`build_session` does) nor torch and transformers
 (`build_follower` does).
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from imprint.core.params import Sam2, SegmentObjects
     from imprint.segmentation.following import ObjectFollower
+    from imprint.segmentation.separator import ObjectSeparator
     from imprint.segmentation.session import ObjectSession
 
 
@@ -25,6 +26,14 @@ def build_session(params: SegmentObjects, *, threads: int = 1) -> ObjectSession:
     from imprint.segmentation.session import open_session
 
     return open_session(params, threads=threads)
+
+
+def build_separator(params: SegmentObjects, *, threads: int = 1) -> ObjectSeparator | None:
+    """What tells objects apart that are one mask of `params.model`; none for other models than the shipped one."""
+    from imprint.segmentation.networks import SHIPPED_NAME
+    from imprint.segmentation.separator import open_separator
+
+    return open_separator(params.batch_size, threads=threads) if params.model == SHIPPED_NAME else None
 
 
 def segment_image(image: np.ndarray, session: ObjectSession) -> np.ndarray:

@@ -3,7 +3,8 @@
 `imprint_small.onnx` is ours: a U-Net of 0.35 M parameters at 128 x 128 px, made by `demo/train_segmenter.py` with its
 defaults (1,400 steps of 16 pictures, 8 minutes of one core) from 900 views of 300 rendered objects and about 380
 pictures of rendered scenes, none with an object of the demo clips. `demo/benchmark_segmenter.py` prints how good it is
-on those clips. It knows toys and packages on floors; for photographs name a rembg model.
+on those clips. It knows toys and packages on floors; for photographs name a rembg model. Objects that touch are one
+foreground to it: see `imprint/segmentation/separator.py`.
 """
 
 from __future__ import annotations

@@ -101,16 +101,21 @@ def remove_background(image: np.ndarray, session: ObjectSession) -> np.ndarray:
     return np.asarray(opacity) >= session.threshold * 255
 
 
-@functools.cache  # one per process; a forked child must not use its parent's, hence the process in the key
-def _open_network(model: str, path: Path | None, network: Network, threads: int, _process: int) -> NetworkSession:
+def build_options(threads: int) -> ort.SessionOptions:
+    """For onnxruntime: `threads` of its own, beside other processes."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
+    return options
+
+
+@functools.cache  # one per process; a forked child must not use its parent's, hence the process in the key
+def _open_network(model: str, path: Path | None, network: Network, threads: int, _process: int) -> NetworkSession:
     if path is None:
         path = SHIPPED_PATH if model == SHIPPED_NAME else _fetch_weights(model)
     try:
-        return NetworkSession(path, network, options)
+        return NetworkSession(path, network, build_options(threads))
     except InputError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class of their own

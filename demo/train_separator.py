@@ -1,0 +1,108 @@
+"""Train the network that tells touching objects apart and export it; see `imprint/segmentation/separator.py`.
+
+    python -m demo.train_separator --data work/separator --output imprint/segmentation/imprint_separator.onnx
+
+Needs the `render` extra's `onnx` package. The last eighth of the scenes, by their seeds, is kept out of the training
+and measured at the end: how much of a mask the answers get wrong.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from demo.segmenter_data import Pool, Scenes, build_backgrounds, load_objects
+from demo.separator_data import LabelledScenes, build_sample, draw_question, list_blobs, list_parts, load_labelled
+from demo.train_segmenter import SmallUNet, export_onnx, fit
+from imprint.core.files import write_bytes_atomic
+from imprint.segmentation.separator import NUM_PLANES, SIDE_PX, build_planes
+
+WIDTHS = (8, 16, 32, 64, 80)  # channels at 80, 40, 20, 10 and 5 px
+
+
+class QuestionDataset(Dataset):
+    """Question i follows from (seed, i) alone."""
+
+    def __init__(self, scenes: LabelledScenes, pool: Pool, *, seed: int, count: int) -> None:
+        self.scenes, self.pool, self.seed, self.count = scenes, pool, seed, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        sample = draw_question(self.scenes, self.pool, np.random.default_rng([self.seed, 8, index]))
+        return sample.image, sample.mask, sample.place, sample.answer
+
+
+def compute_batch_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+    """Binary cross-entropy within the masks, each mask counting the same, plus Dice."""
+    images, masks, places, answers = batch
+    planes = torch.from_numpy(build_planes(images.numpy(), masks.numpy(), places.numpy()))
+    logits = model(planes.contiguous(memory_format=torch.channels_last))[:, 0]
+    inside, target = masks.float() / 255.0, answers.float() / 255.0
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * inside
+    probability = torch.sigmoid(logits) * inside
+    overlap = (probability * target).sum((1, 2))
+    dice = (2 * overlap + 20) / (probability.sum((1, 2)) + target.sum((1, 2)) + 20)
+    return (entropy.sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)).mean() + 0.5 * (1 - dice).mean()
+
+
+def split_scenes(scenes: LabelledScenes) -> tuple[LabelledScenes, LabelledScenes]:
+    """For the training, and held out: the last eighth of the seeds."""
+    seeds = sorted(set(scenes.seeds))
+    first = seeds[len(seeds) * 7 // 8]
+    held_out = np.array([seed >= first for seed in scenes.seeds])
+    return _choose(scenes, ~held_out), _choose(scenes, held_out)
+
+
+def _choose(scenes: LabelledScenes, chosen: np.ndarray) -> LabelledScenes:
+    return LabelledScenes(scenes.images[chosen], scenes.labels[chosen], np.array(scenes.seeds)[chosen].tolist())
+
+
+@torch.no_grad()
+def measure_errors(model: SmallUNet, scenes: LabelledScenes) -> dict[str, tuple[int, float]]:
+    """How many blobs of one and of several objects, and the mean share of a blob's pixels that is answered wrongly."""
+    errors: dict[str, list[float]] = {"one": [], "several": []}
+    for image, labels in zip(scenes.images, scenes.labels, strict=True):
+        for blob in list_blobs(labels):
+            sample = build_sample(image, labels, blob, np.random.default_rng(0))
+            planes = build_planes(sample.image[None], sample.mask[None], sample.place[None])
+            found = model(torch.from_numpy(planes))[0, 0].numpy() > 0
+            wrong = (found != (sample.answer > 127))[sample.mask > 127].mean()
+            errors["several" if len(list_parts(labels, blob)) > 1 else "one"].append(float(wrong))
+    return {kind: (len(values), float(np.mean(values))) for kind, values in errors.items() if values}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder with objects/ and scenes/")],
+    output: Annotated[Path, typer.Option(help="the ONNX file to write")],
+    steps: int = 6000,
+    batch_size: int = 16,
+    seed: int = 0,
+    threads: int = 1,
+    workers: Annotated[int, typer.Option(help="processes that draw the pictures")] = 1,
+) -> None:
+    """Train, measure on the held-out scenes, export."""
+    torch.set_num_threads(threads)
+    training, held_out = split_scenes(load_labelled(data / "scenes"))
+    nothing = Scenes(training.images[:0], training.labels[:0])
+    pool = Pool(nothing, load_objects(data / "objects"), build_backgrounds(seed))
+    torch.manual_seed(seed)
+    dataset = QuestionDataset(training, pool, seed=seed, count=steps * batch_size)
+    loader = DataLoader(dataset, batch_size, num_workers=workers)
+    model = fit(SmallUNet(WIDTHS, inputs=NUM_PLANES), loader, compute_batch_loss, title="train separator")
+    write_bytes_atomic(output, export_onnx(model, name="question", inputs=NUM_PLANES, side_px=SIDE_PX))
+    print(f"{output.stat().st_size / 1e6:.2f} MB, trained on {len(training.images)} pictures")
+    for kind, (count, error) in measure_errors(model, held_out).items():
+        print(f"held-out masks of {kind}: {count}, {error:.2%} of their pixels wrong")
+
+
+if __name__ == "__main__":
+    typer.run(main)
