@@ -25,6 +25,7 @@ from imprint.core.files import write_json_atomic
 FOLDER = Path(".prefect")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 POOLS = {"cpu": 4, "gpu": 1}  # work pool => runs at a time: promotion must not wait for a night's data
+BACKEND_VARIABLE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own; a database in the place of the project's mlflow.db
 _START_S, _END_S = 300.0, 30.0
 _HOST = "127.0.0.1"
 
@@ -101,8 +102,9 @@ def _start_all(
     root: Path, settings: Mapping[str, str], *, ports: Mapping[str, int], running: Mapping[str, Service]
 ) -> None:
     environment = build_environment(root, **settings)
-    _make_store(root)
-    for name, command in _list_servers(root, ports).items():
+    if not os.environ.get(BACKEND_VARIABLE):
+        _make_store(root)
+    for name, command in list_servers(root, ports).items():
         if name not in running:
             _start(root, name, command, environment=environment, port=ports[name])
     health = {"prefect": f"{settings['PREFECT_API_URL']}/health", "mlflow": f"{settings['MLFLOW_TRACKING_URI']}/health"}
@@ -117,15 +119,13 @@ def _start_all(
             _start(root, f"worker-{pool}", command, environment=environment)
 
 
-def _list_servers(root: Path, ports: Mapping[str, int]) -> dict[str, list[str]]:
+def list_servers(root: Path, ports: Mapping[str, int]) -> dict[str, list[str]]:
+    """The command of each. MLflow's database is the project's `mlflow.db`, unless the environment names another."""
     prefect = ["prefect", "server", "start", "--host", _HOST, "--port", str(ports["prefect"])]
     mlflow = ["mlflow", "server", "--host", _HOST, "--port", str(ports["mlflow"]), "--workers", "1"]
-    mlflow += [
-        "--backend-store-uri",
-        f"sqlite:///{root / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(root / "mlruns"),
-    ]
+    mlflow += ["--artifacts-destination", str(root / "mlruns")]
+    if not os.environ.get(BACKEND_VARIABLE):  # else MLflow reads it itself, and no password stands in a command line
+        mlflow += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"]
     return {"prefect": prefect, "mlflow": mlflow}
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from flows.processes import build_environment
 from flows.registry import CHAMPION, COMPOSITOR, find_alias, list_versions
-from flows.servers import down, find_environment, find_running, up
+from flows.servers import down, find_environment, find_running, list_servers, up
 from flows.versions import DATA_BRANCH, RETRAIN_BRANCH
 from imprint.core.errors import InputError
 from imprint.tracking.store import open_store
@@ -147,6 +147,16 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"port \d+ is taken .* make up PREFECT_PORT="):
             up(tmp_path, prefect_port=other.getsockname()[1], mlflow_port=find_port())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mlflows_database_is_the_projects_unless_the_environment_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = {"prefect": 4200, "mlflow": 5000}
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
+    assert f"sqlite:///{tmp_path}/mlflow.db" in list_servers(tmp_path, ports)["mlflow"]
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://somebody:secret@localhost/mlflow")
+    assert not [part for part in list_servers(tmp_path, ports)["mlflow"] if "://" in part]  # it is read by MLflow
 
 
 def test_down_spares_a_process_that_has_got_the_number_since(tmp_path: Path) -> None:
