@@ -18,7 +18,11 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
 
+from flows.operations import promote
+from flows.pipelines import evaluate
 from flows.processes import build_environment
 from flows.registry import CHAMPION, COMPOSITOR, find_alias, list_versions
 from flows.servers import down, find_environment, find_running, list_servers, up
@@ -157,6 +161,13 @@ def test_mlflows_database_is_the_projects_unless_the_environment_names_another(
     assert f"sqlite:///{tmp_path}/mlflow.db" in list_servers(tmp_path, ports)["mlflow"]
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://somebody:secret@localhost/mlflow")
     assert not [part for part in list_servers(tmp_path, ports)["mlflow"] if "://" in part]  # it is read by MLflow
+
+
+def test_a_version_may_be_given_as_a_number_or_as_text() -> None:
+    for flow in (evaluate, promote):
+        schema = parameter_schema(flow.fn).model_dump()
+        for version in (2, "2"):  # `--param version=2` is the first, an event's the second
+            validate({"version": version}, schema, raise_on_error=True)
 
 
 def test_down_spares_a_process_that_has_got_the_number_since(tmp_path: Path) -> None:
