@@ -60,7 +60,7 @@ def print_models(root: Path, console: Console | None = None) -> None:
     from imprint.tracking.store import open_store
 
     client, _ = open_store(root)
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for title in ("model", "version", "aliases", "digest", "encoder", "gate"):
         table.add_column(title, no_wrap=title in ("model", "aliases"))
     for servable in SERVABLES:
