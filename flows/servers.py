@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.prefect_api import close_orphans
 from flows.processes import build_environment
 from imprint.core.errors import InputError
 from imprint.core.files import write_json_atomic
@@ -110,6 +111,8 @@ def _start_all(
     health = {"prefect": f"{settings['PREFECT_API_URL']}/health", "mlflow": f"{settings['MLFLOW_TRACKING_URI']}/health"}
     for name, url in health.items():
         _wait_for(root, name, url)
+    if "prefect" not in running:
+        close_orphans(settings["PREFECT_API_URL"])
     for pool in POOLS:
         _prefect(root, environment, "work-pool", "create", pool, "--type", "process", "--overwrite")
     _prefect(root, environment, "--no-prompt", "deploy", "--all")
