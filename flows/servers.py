@@ -6,6 +6,7 @@ processes and no other, even when an id has been given to another process since.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -63,10 +64,14 @@ def up(root: Path, *, prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLO
 
 
 def down(root: Path) -> list[str]:
-    """End what `up` started, workers first, with all that they started; the names of what was running."""
+    """End what `up` started, runs and workers first, with all that they started; the names of what was running."""
     services = find_running(root)
-    for is_server in (False, True):
-        _end([psutil.Process(service.pid) for service in services if bool(service.port) == is_server])
+    workers, servers = (
+        [psutil.Process(one.pid) for one in services if bool(one.port) == kind] for kind in (False, True)
+    )
+    _end([run for worker in workers for run in worker.children()])  # their stages save; the servers are told
+    _end(workers)
+    _end(servers)
     (root / FOLDER / "services.json").unlink(missing_ok=True)
     return [service.name for service in services]
 
@@ -202,9 +207,11 @@ def _is_alive(service: Service) -> bool:
 
 def _end(processes: list[psutil.Process]) -> None:
     """SIGTERM to them, and after a while SIGKILL to them and to all that they had started, in whatever session."""
-    family = [child for process in processes for child in process.children(recursive=True)]
+    family: list[psutil.Process] = []
     for process in processes:
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
+            process.terminate()
     psutil.wait_procs(processes, timeout=_END_S)
     _, left = psutil.wait_procs([*processes, *family], timeout=3.0)
     for one in left:
