@@ -110,6 +110,7 @@ def promote(
     from flows.promotion import promote as promote_version
 
     promote_version(name, version, reason=reason)
+    print(f"{name}: version {version} is champion")
 
 
 @app.command()

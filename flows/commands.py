@@ -53,21 +53,23 @@ def start_servers(root: Path, *, prefect_port: int, mlflow_port: int) -> None:
     print("For this shell:\n  export " + " ".join(f"{name}={shlex.quote(environment[name])}" for name in names))
 
 
-def print_models(root: Path) -> None:
+def print_models(root: Path, console: Console | None = None) -> None:
     """A table of all versions, the newest first."""
     from flows.registry import PAIR_TAG, SERVABLES, list_versions
     from imprint.tracking.mlflow_run import DIGEST_TAG
     from imprint.tracking.store import open_store
 
     client, _ = open_store(root)
-    table = Table("model", "version", "aliases", "digest", "encoder", "gate")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for title in ("model", "version", "aliases", "digest", "encoder", "gate"):
+        table.add_column(title, no_wrap=title in ("model", "aliases"))
     for servable in SERVABLES:
         for version in list_versions(client, servable.name):
-            digest = version.tags.get(DIGEST_TAG, "")[:12]
+            digest = version.tags.get(DIGEST_TAG, "")[:8]
             verdict = " ".join(version.tags.get(f"imprint.gate.{key}", "") for key in ("outcome", "reason"))
             pair = version.tags.get(PAIR_TAG, "")[:8]
             table.add_row(servable.name, str(version.version), " ".join(version.aliases), digest, pair, verdict.strip())
-    Console().print(table)
+    (console or Console()).print(table)
 
 
 def run_gate_here(root: Path, *, remeasure: bool, promote_it: bool) -> None:

@@ -35,10 +35,10 @@ def retrain(num_chunks: int = 2, *, branch: str = RETRAIN_BRANCH) -> dict[str, s
 
 
 @flow(name="promote", persist_result=False)
-def promote(version: str = "", reason: str = "by hand", name: str = COMPOSITOR.name) -> None:
+def promote(version: str | int = "", reason: str = "by hand", name: str = COMPOSITOR.name) -> None:
     """Make a version, by default the challenger, the champion."""
     root = Path.cwd()
-    version = version or _find_challenger(root, name)
+    version = str(version) or _find_challenger(root, name)
     promotion.promote(name, version, reason=reason, root=root)
     get_run_logger().info("%s version %s is champion: %s", name, version, reason)
 

@@ -67,11 +67,11 @@ def train_compositor() -> dict[str, str]:
 
 
 @flow(name="evaluate", task_runner=_TASK_RUNNER, persist_result=False)
-def evaluate(version: str = "") -> dict[str, str]:
+def evaluate(version: str | int = "") -> dict[str, str]:
     """Metrics, pictures and the report page of the model in `models/`, or of a registered version of the compositor on
     the cases with ground truth."""
     if version:
-        artifacts.show_metrics(measure(Path.cwd(), version))
+        artifacts.show_metrics(measure(Path.cwd(), str(version)))
         return {}
     states = _run_alone("evaluate")
     artifacts.show_metrics(read_metrics(Path.cwd()))

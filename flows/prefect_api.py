@@ -40,6 +40,17 @@ def list_runs(url: str) -> tuple[list[FlowRun], list[FlowRun]]:
     return [_build_run(run, names) for run in last], [_build_run(run, names) for run in upcoming]
 
 
+def close_orphans(url: str) -> list[str]:
+    """Mark the runs as crashed that a server which has just started still takes for running; their ids. Their processes
+    ended with the last server, and until they are closed they hold their deployment's only place."""
+    unfinished = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+    ids = [run["id"] for run in _ask(url, "flow_runs", {"flow_runs": unfinished}, timeout_s=60.0)]
+    state = {"type": "CRASHED", "message": "interrupted: the servers ended while it ran"}
+    for run_id in ids:
+        _post(f"{url}/flow_runs/{run_id}/set_state", {"state": state}, timeout_s=60.0)
+    return ids
+
+
 def _name_all(url: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     """Id => name of the flows and deployments of these runs."""
     names: dict[str, str] = {}
@@ -58,11 +69,14 @@ def _build_run(run: dict[str, Any], names: dict[str, str]) -> FlowRun:
     return FlowRun(name, run.get("state_name") or "Pending", start, float(run.get("total_run_time") or 0.0))
 
 
-def _ask(url: str, kind: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/{kind}/filter", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        found = json.loads(answer.read())
+def _ask(url: str, kind: str, body: dict[str, Any], *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+    found = _post(f"{url}/{kind}/filter", body, timeout_s=timeout_s or TIMEOUT_S)
     if not isinstance(found, list):
         raise ValueError(f"{url} answers unlike Prefect")
     return found
+
+
+def _post(address: str, body: dict[str, Any], *, timeout_s: float) -> Any:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+        return json.loads(answer.read())

@@ -6,6 +6,7 @@ processes and no other, even when an id has been given to another process since.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.prefect_api import close_orphans
 from flows.processes import build_environment
 from imprint.core.errors import InputError
 from imprint.core.files import write_json_atomic
@@ -25,6 +27,7 @@ from imprint.core.files import write_json_atomic
 FOLDER = Path(".prefect")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 POOLS = {"cpu": 4, "gpu": 1}  # work pool => runs at a time: promotion must not wait for a night's data
+BACKEND_VARIABLE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own; a database in the place of the project's mlflow.db
 _START_S, _END_S = 300.0, 30.0
 _HOST = "127.0.0.1"
 
@@ -61,10 +64,14 @@ def up(root: Path, *, prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLO
 
 
 def down(root: Path) -> list[str]:
-    """End what `up` started, workers first, with all that they started; the names of what was running."""
+    """End what `up` started, runs and workers first, with all that they started; the names of what was running."""
     services = find_running(root)
-    for is_server in (False, True):
-        _end([psutil.Process(service.pid) for service in services if bool(service.port) == is_server])
+    workers, servers = (
+        [psutil.Process(one.pid) for one in services if bool(one.port) == kind] for kind in (False, True)
+    )
+    _end([run for worker in workers for run in worker.children()])  # their stages save; the servers are told
+    _end(workers)
+    _end(servers)
     (root / FOLDER / "services.json").unlink(missing_ok=True)
     return [service.name for service in services]
 
@@ -101,13 +108,16 @@ def _start_all(
     root: Path, settings: Mapping[str, str], *, ports: Mapping[str, int], running: Mapping[str, Service]
 ) -> None:
     environment = build_environment(root, **settings)
-    _make_store(root)
-    for name, command in _list_servers(root, ports).items():
+    if not os.environ.get(BACKEND_VARIABLE):
+        _make_store(root)
+    for name, command in list_servers(root, ports).items():
         if name not in running:
             _start(root, name, command, environment=environment, port=ports[name])
     health = {"prefect": f"{settings['PREFECT_API_URL']}/health", "mlflow": f"{settings['MLFLOW_TRACKING_URI']}/health"}
     for name, url in health.items():
         _wait_for(root, name, url)
+    if "prefect" not in running:
+        close_orphans(settings["PREFECT_API_URL"])
     for pool in POOLS:
         _prefect(root, environment, "work-pool", "create", pool, "--type", "process", "--overwrite")
     _prefect(root, environment, "--no-prompt", "deploy", "--all")
@@ -117,15 +127,13 @@ def _start_all(
             _start(root, f"worker-{pool}", command, environment=environment)
 
 
-def _list_servers(root: Path, ports: Mapping[str, int]) -> dict[str, list[str]]:
+def list_servers(root: Path, ports: Mapping[str, int]) -> dict[str, list[str]]:
+    """The command of each. MLflow's database is the project's `mlflow.db`, unless the environment names another."""
     prefect = ["prefect", "server", "start", "--host", _HOST, "--port", str(ports["prefect"])]
     mlflow = ["mlflow", "server", "--host", _HOST, "--port", str(ports["mlflow"]), "--workers", "1"]
-    mlflow += [
-        "--backend-store-uri",
-        f"sqlite:///{root / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(root / "mlruns"),
-    ]
+    mlflow += ["--artifacts-destination", str(root / "mlruns")]
+    if not os.environ.get(BACKEND_VARIABLE):  # else MLflow reads it itself, and no password stands in a command line
+        mlflow += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"]
     return {"prefect": prefect, "mlflow": mlflow}
 
 
@@ -199,9 +207,11 @@ def _is_alive(service: Service) -> bool:
 
 def _end(processes: list[psutil.Process]) -> None:
     """SIGTERM to them, and after a while SIGKILL to them and to all that they had started, in whatever session."""
-    family = [child for process in processes for child in process.children(recursive=True)]
+    family: list[psutil.Process] = []
     for process in processes:
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
+            process.terminate()
     psutil.wait_procs(processes, timeout=_END_S)
     _, left = psutil.wait_procs([*processes, *family], timeout=3.0)
     for one in left:

@@ -197,7 +197,7 @@ def _print_runs(target: Console, runs: Future[tuple[list[FlowRun], list[FlowRun]
     target.print(table)
     first = {run.name: run for run in reversed(upcoming)}  # the soonest of each
     nexts = ", ".join(f"{name} at {_format_time(run.start)}" for name, run in reversed(first.items()))
-    target.print(Text(f"Next      {nexts or 'nothing is scheduled'}"))
+    _print_labelled(target, "Next", nexts or "nothing is scheduled")
 
 
 def _print_data(target: Console, root: Path, models: Models) -> None:
@@ -207,12 +207,13 @@ def _print_data(target: Console, root: Path, models: Models) -> None:
         return
     version = str(shards.get("md5", "")).removesuffix(".dir")
     size = f"{_format_bytes(shards.get('size', 0))} in {shards.get('nfiles', 1)} files"
-    target.print(Text(f"\nData      {SHARDS} version {version[:_SHORT]}, {size}{_compare_data(version, models)}"))
+    target.print()
+    _print_labelled(target, "Data", f"{SHARDS} version {version[:_SHORT]}, {size}{_compare_data(version, models)}")
     counts = read_data_counts(root)
     trained = next((line.counts for line in models.lines if line.alias == "champion"), {})
     if counts:
         shown = [_format_growth(name, value, trained.get(name)) for name, value in counts.items()]
-        target.print(Text(f"          {', '.join(shown)}"))
+        _print_labelled(target, "", ", ".join(shown))
 
 
 def read_shards(root: Path) -> dict[str, Any] | None:
@@ -252,6 +253,15 @@ def _open_table(target: Console, title: str, caption: str = "") -> Table:
     """An empty table, below its printed title."""
     target.print(Text.assemble("\n", (title, "bold"), (f"  {caption}" if caption else "", "dim")))
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _print_labelled(target: Console, label: str, text: str) -> None:
+    """A paragraph beside its label, however narrow the screen."""
+    row = Table.grid(padding=0)
+    row.add_column(width=10)
+    row.add_column()
+    row.add_row(Text(label), Text(text))
+    target.print(row)
 
 
 def _format_time(text: str) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,10 +19,14 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
 
+from flows.operations import promote
+from flows.pipelines import evaluate
 from flows.processes import build_environment
 from flows.registry import CHAMPION, COMPOSITOR, find_alias, list_versions
-from flows.servers import down, find_environment, find_running, up
+from flows.servers import down, find_environment, find_running, list_servers, up
 from flows.versions import DATA_BRANCH, RETRAIN_BRANCH
 from imprint.core.errors import InputError
 from imprint.tracking.store import open_store
@@ -147,6 +152,48 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"port \d+ is taken .* make up PREFECT_PORT="):
             up(tmp_path, prefect_port=other.getsockname()[1], mlflow_port=find_port())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mlflows_database_is_the_projects_unless_the_environment_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = {"prefect": 4200, "mlflow": 5000}
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
+    assert f"sqlite:///{tmp_path}/mlflow.db" in list_servers(tmp_path, ports)["mlflow"]
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://somebody:secret@localhost/mlflow")
+    assert not [part for part in list_servers(tmp_path, ports)["mlflow"] if "://" in part]  # it is read by MLflow
+
+
+IMPATIENT = """
+import pathlib, signal, subprocess, sys
+saves = f"trap 'kill -0 {sys.argv[1]} && echo saved > saved; exit' TERM; touch ready; while :; do sleep 0.1; done"
+run = subprocess.Popen(["sh", "-c", saves], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: (run.kill(), sys.exit()))
+run.wait()
+"""
+
+
+def test_down_lets_a_run_save_before_its_worker_and_the_servers_end(tmp_path: Path) -> None:
+    server = subprocess.Popen(["sleep", "7200"])
+    worker = subprocess.Popen([sys.executable, "-c", IMPATIENT, str(server.pid)], cwd=tmp_path)
+    processes = {"prefect": (server, 4200), "worker-gpu": (worker, 0)}
+    noted = [
+        {"name": name, "pid": one.pid, "started_s": psutil.Process(one.pid).create_time(), "port": port}
+        for name, (one, port) in processes.items()
+    ]
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "services.json").write_text(json.dumps(noted))
+    wait_until((tmp_path / "ready").exists, "the run has begun")
+    assert down(tmp_path) == ["prefect", "worker-gpu"]
+    assert (tmp_path / "saved").exists()
+    assert None not in (server.poll(), worker.poll())
+
+
+def test_a_version_may_be_given_as_a_number_or_as_text() -> None:
+    for flow in (evaluate, promote):
+        schema = parameter_schema(flow.fn).model_dump()
+        for version in (2, "2"):  # `--param version=2` is the first, an event's the second
+            validate({"version": version}, schema, raise_on_error=True)
 
 
 def test_down_spares_a_process_that_has_got_the_number_since(tmp_path: Path) -> None:

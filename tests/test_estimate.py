@@ -59,6 +59,20 @@ def test_a_step_counted_without_numbers_is_the_real_one(params: Params, counted:
     assert 0 < counted.forward_bytes < counted.peak_bytes <= measure_peak_bytes(profiler)
 
 
+def test_several_pictures_of_an_object_are_counted(params: Params, counted: StepCount) -> None:
+    """As many operations as a real model with all of them; the picture and its detail crop cost more than one."""
+    preset = replace(PRESETS["tiny"], max_references=2, detail_crop=True)
+    task = CompositingTask(params.train_compositor)
+    on_meta = build_meta_model(preset, task, params=params.train_compositor, **SCRATCH)
+    several = count_step(on_meta, task, batch_size=SAMPLES, bfloat16=False).flops["float32"]
+    model = build_model(preset, seed=0).train()
+    apply_freeze_map(model, "compositing", **SCRATCH)
+    with sdpa_kernel(SDPBackend.MATH):
+        real = count_step(model, task, batch_size=SAMPLES, bfloat16=False).flops["float32"]
+    assert real < several < 1.02 * real
+    assert several > 1.05 * counted.flops["float32"]
+
+
 def measure_peak_bytes(profiler: profile) -> int:
     """The most bytes that torch's allocator had given out at once since the profile began."""
     assert profiler.profiler is not None

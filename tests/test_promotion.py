@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
+from flows.commands import print_models
 from flows.measurements import PROTOCOL_TAG, attach_evaluation, fetch_measurement
 from flows.promotion import evaluate_version, promote, register_challenger, rollback, run_gate
 from flows.registry import CHALLENGER, CHAMPION, COMPOSITOR, ENCODER, PREVIOUS, find_alias
@@ -218,3 +220,17 @@ def test_a_registered_version_is_measured_under_todays_protocol(project: Path) -
     assert run_gate(project).reason == "protocol"
     decision = run_gate(project, remeasure=True)
     assert (decision.protocol, decision.reason) == (protocol, "few-cases")
+
+
+def test_the_list_of_models_is_whole_on_a_narrow_screen(project: Path) -> None:
+    first, second = add_pair(project, "a" * 64, GOOD), add_pair(project, "b" * 64, BETTER)
+    promote(NAME, first, reason="by hand", root=project)
+    run_gate(project)
+    console = Console(width=80, record=True, file=(project / "screen").open("w"))
+    print_models(project, console)
+    rows = [line.split() for line in console.export_text().splitlines() if NAME in line]
+    assert [row[:4] for row in rows] == [
+        [NAME, second, "challenger", "b" * 8],
+        [NAME, first, "champion", "a" * 8],
+    ]
+    assert rows[0][-2:] == ["promote", "better"]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.prefect_api import list_runs
+from flows.prefect_api import close_orphans, list_runs
 from flows.promotion import promote, run_gate
 from flows.registry import COMPOSITOR, DATA_COUNTS_TAG, DATA_TAG
 from flows.status import measure_bytes, print_status
@@ -136,6 +136,26 @@ def test_runs_and_the_schedule_come_from_the_server(
     screen = show(tmp_path)
     assert "seen-by-status at 2020-01-02 04:30" in screen
     assert "Failed" in screen
+
+
+def test_a_run_that_ended_with_its_server_gives_its_place_back(prefect_server: dict[str, str]) -> None:
+    """`make up` calls it; until then the deployment's one place is taken and every later run is cancelled."""
+    url = prefect_server["PREFECT_API_URL"]
+    flow = post(f"{url}/flows/", {"name": "interrupted"})["id"]
+    limit = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "CANCEL_NEW"}}
+    deployment = post(f"{url}/deployments/", {"name": "one-run", "flow_id": flow, **limit})["id"]
+
+    def start() -> tuple[str, str]:
+        run = post(f"{url}/deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
+        answer = post(f"{url}/flow_runs/{run}/set_state", {"state": {"type": "PENDING"}})
+        return run, answer["state"]["type"]
+
+    lost, state = start()
+    assert state == "PENDING"
+    assert start()[1] == "CANCELLED"
+    assert lost in close_orphans(url)
+    assert start()[1] == "PENDING"
+    assert lost not in close_orphans(url)
 
 
 def post(url: str, body: dict, tries: int = 20) -> dict:

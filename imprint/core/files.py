@@ -7,27 +7,37 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 1 << 20
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write beside the target, fsync, rename: a reader sees the old file or the new one, never a part."""
+@contextmanager
+def replace_atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside the target, to be written within; then fsync and rename: a reader of `path` sees the old
+    file or the new one, never a part. Where that fails the old one stays, and the temporary file goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """The whole file or nothing (`replace_atomic`)."""
+    with replace_atomic(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

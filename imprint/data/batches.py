@@ -149,7 +149,7 @@ def _mirror(draw: Draw, image: np.ndarray) -> np.ndarray:
 def _build_pictures(draw: Draw, views: Sequence[View]) -> dict[str, Tensor]:
     """What the encoder sees of the object: the reference, and behind it as many places as the draw's rules have."""
     crops = [crop for view in views for crop in list_object_crops(view.object_rgba, detail=draw.detail)]
-    count = draw.max_references * (2 if draw.detail else 1)
+    count = draw.max_references * (2 if draw.detail else 1)  # as `Preset.num_pictures`
     present = [place < len(crops) for place in range(1, count)]
     crops += [np.zeros_like(crops[0])] * (count - len(crops))
     pictures = torch.cat([_to_tensor(_apply(draw, put_on_black(crop))) for crop in crops])

@@ -136,7 +136,7 @@ def _describe_disk(params: Params, stages: list[StageEstimate], clip_hours: floa
             f"  {stage.name}: {count} checkpoints of {checkpoint / _GB:.1f} and one being written; the model "
             f"{stage.state.export / _GB:.1f}, four times (work/, models/, DVC's cache, MLflow)"
         )
-        yield f"    main memory while a checkpoint is written: {2 * checkpoint / _GB:.1f}"
+        yield f"    main memory while a checkpoint is written: {checkpoint / _GB:.1f}"
     total = sum(count_disk_bytes(stage) for stage in stages)
     yield f"  both stages in all: {total / _GB:.0f}"
 

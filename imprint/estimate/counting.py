@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.fx.experimental import _config
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -32,6 +33,8 @@ from imprint.training.tasks import Task
 from imprint.training.validation import NUM_PICTURES
 
 META = torch.device("meta")
+# an index by a mask, which on the meta device has no values, takes all: every sample has its most pictures
+ALL_TRUE = _config.patch(meta_nonzero_assume_all_nonzero=True)
 # of autocast's lists for CUDA, those that these models call
 _IN_BFLOAT16 = {F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm, F.scaled_dot_product_attention}
 _IN_FLOAT32 = {F.group_norm, F.layer_norm}
@@ -67,7 +70,7 @@ def count_step(model: ImprintModel, task: Task, *, batch_size: int, bfloat16: bo
     batch, noising = build_batch(model, task, batch_size)
     known = [*model.parameters(), *model.buffers(), *vars(batch).values(), *vars(noising).values()]
     meter = Meter(value for value in known if isinstance(value, Tensor))
-    with meter, GpuRules(bfloat16=bfloat16):
+    with meter, GpuRules(bfloat16=bfloat16), ALL_TRUE:
         loss = task.compute_losses(model, batch, noising).mean()
         forward_bytes = meter.live_bytes
         # loss.backward() would suspend the rules, and gradient checkpointing computes again what it did under them
@@ -89,15 +92,16 @@ def count_pictures(model: ImprintModel) -> int:
 def build_batch(model: ImprintModel, task: Task, batch_size: int) -> tuple[Any, Noising]:
     """A batch of the stage's shapes on the model's device; on the meta device its values are nothing at all."""
     preset, reference_px, size_px = model.preset, model.preset.reference_px, model.preset.size_px
+    more = preset.num_pictures - 1
     with model.device:
         shared = {
             "position": torch.arange(batch_size),
             "kind": torch.zeros(batch_size, dtype=torch.long),
             "reference": torch.zeros(batch_size, 3, reference_px, reference_px),
             "opacity": torch.zeros(batch_size, 1, reference_px, reference_px),
-            "more": torch.zeros(batch_size, 0, 3, reference_px, reference_px),
-            "more_opacity": torch.zeros(batch_size, 0, 1, reference_px, reference_px),
-            "present": torch.zeros(batch_size, 0, dtype=torch.bool),
+            "more": torch.zeros(batch_size, more, 3, reference_px, reference_px),
+            "more_opacity": torch.zeros(batch_size, more, 1, reference_px, reference_px),
+            "present": torch.ones(batch_size, more, dtype=torch.bool),
         }
         picture = torch.zeros(batch_size, 3, size_px, size_px)
         noising = Noising(

@@ -127,4 +127,6 @@ def _build_unet(preset: Preset) -> UNet2DConditionModel:
 
 
 def _build_vae(config: dict) -> AutoencoderKL:
-    return AutoencoderKL(**config)
+    vae = AutoencoderKL(**config)
+    vae.enable_slicing()  # one picture at a time: in float32 at 512 px a batch would take more memory than all else
+    return vae

@@ -93,6 +93,11 @@ class Preset:
         return 1 + (self.reference_px // self.patch_px) ** 2
 
     @property
+    def num_pictures(self) -> int:
+        """Of the object, at most: each view of it, and where asked its detail crop."""
+        return self.max_references * (2 if self.detail_crop else 1)
+
+    @property
     def pooled(self) -> bool:
         """The mean object token (and the mask level) is added to the time embedding."""
         return self.unet.get("class_embed_type") == "projection"

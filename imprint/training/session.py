@@ -133,7 +133,7 @@ def prepare_model(model: ImprintModel, params: Training, *, device: torch.device
     model.to(device)
     if params.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        model.backbone.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def finish_model(model: ImprintModel, params: Training) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from imprint.core.errors import InputError
-from imprint.core.files import compute_digest, write_bytes_atomic, write_json_atomic
+from imprint.core.files import compute_file_digest, replace_atomic, write_json_atomic
 from imprint.training.optimizer import get_trainable
 
 _MOMENTS = "moment/"
@@ -55,12 +56,12 @@ def save_state(state: TrainState, directory: Path, *, keep: int) -> None:
         "val_loss": get_held_out_loss(state),
     }
     try:
-        data = save(_collect_tensors(state))
-        write_bytes_atomic(path, data)
-        write_json_atomic(path.with_suffix(".json"), values | {"sha256": compute_digest(data)})
-    except OSError as error:
+        with replace_atomic(path) as temporary:
+            save_file(_collect_tensors(state), temporary)
+        write_json_atomic(path.with_suffix(".json"), values | {"sha256": compute_file_digest(path)})
+    except (OSError, SafetensorError) as error:
         raise InputError(
-            f"the checkpoint of step {state.step} cannot be written to {directory} ({error.strerror}); earlier ones "
+            f"the checkpoint of step {state.step} cannot be written to {directory} ({error}); earlier ones "
             "are whole: make room and give the same command again to go on from the newest"
         ) from None
     _remove_old(directory, keep)
@@ -121,12 +122,12 @@ def _list_checkpoints(directory: Path) -> list[Path]:
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     try:
         values = json.loads(path.read_text())
-        data = path.with_suffix(".safetensors").read_bytes()
+        digest = compute_file_digest(path.with_suffix(".safetensors"))
     except (OSError, ValueError):
         return None
-    if not isinstance(values, dict) or values.get("sha256") != compute_digest(data):
+    if not isinstance(values, dict) or values.get("sha256") != digest:
         return None
-    return values, load(data)
+    return values, load_file(path.with_suffix(".safetensors"))
 
 
 def _collect_tensors(state: TrainState) -> dict[str, Tensor]:

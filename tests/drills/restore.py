@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -63,15 +62,13 @@ def describe(operation: Operation) -> dict[str, object]:
 def back_up(root: Path, archive: Path) -> None:
     run(root, "dvc", "push", "--run-cache")
     run(root, "git", "push", "--quiet", "origin", "--all")
-    with tarfile.open(archive, "w:gz") as file:
-        for path in sorted(path for pattern in SERVERS for path in root.glob(pattern)):
-            file.add(path, path.relative_to(root))
+    found = sorted(str(path.relative_to(root)) for pattern in SERVERS for path in root.glob(pattern))
+    run(root, "tar", "czf", str(archive), *found)
 
 
 def restore(root: Path, fork: Path, archive: Path) -> None:
     run(fork.parent, "git", "clone", "--quiet", str(fork), str(root))
-    with tarfile.open(archive) as file:
-        file.extractall(root, filter="data")
+    run(root, "tar", "xzf", str(archive))
     run(root, "dvc", "pull", "--run-cache", "--allow-missing")
     shutil.rmtree(root.parent / "lost")  # nothing may come from there
 

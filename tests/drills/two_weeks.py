@@ -172,7 +172,7 @@ def play(operation: Operation, inbox: Path) -> None:
     expect("rollback", operation.deploy("rollback/on-demand", reason="the colours are off"), "Completed")
     expect("champion", operation.alias("champion"), "1")
     expect("the served model is the first again", operation.serve() == first, True)
-    expect("evaluate", operation.deploy("evaluate/on-demand", version="2"), "Completed")
+    expect("evaluate", operation.deploy("evaluate/on-demand", version=2), "Completed")
 
     check_traces(operation)
 
