@@ -3,9 +3,8 @@
 A network is asked what of a mask belongs to the object at a place in it (`imprint.segmentation.separator`). What it
 holds to be another object's, asked from its deepest place, is the mask's **foreign share**: of one object nothing. A
 track is judged as a whole, by a few of its masks, and the verdict follows the median over neighbouring frames, since a
-single answer may be wrong: **one** object, whose masks stay as they are; **several**, whose masks are split; or in
-doubt, and left out. Precision before recall: a split must reproduce itself, and its parts are judged as their tracks'
-masks.
+single answer may be wrong: masks of one object stay as they are, masks of several are split, or left out. Precision
+before recall: a split must reproduce itself, and its parts are judged as their tracks' masks.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ REASON = "several_objects"
 COVERED = 0.96  # of a mask, by the objects at the places asked about
 MAX_PLACES = 5
 MAX_TRIES = 2
-MIN_SAME = 0.9  # overlap of a part with the answer from its own middle; share of the mask that one part alone claims
+MIN_SAME = 0.95  # overlap of a part with the answer from its own middle; share of the mask that one part alone claims
 WINDOW = 5  # frames, of the running median
 
 Ask = Callable[[Sequence[Question]], list[np.ndarray]]  # as `ObjectSeparator.answer`
@@ -50,36 +49,33 @@ def link_apart(clip: Footage, found: Sequence[Sequence[Instance]]) -> tuple[list
     min_iou, parts, rejections = clip.params.min_link_iou, set[int](), list[Rejection]()
     left = [list(instances) for instances in found]
     for track in link_tracks(clip.frames, found, min_iou):
-        for position, instance, verdict in judge_track(clip, track):
-            if verdict == "one":
-                continue
-            split = split_instance(clip, position, instance) if verdict == "several" else []
+        for position, instance in find_joined(clip, track):
+            split = split_instance(clip, position, instance)
             left[position] = [other for other in left[position] if other is not instance] + split
             parts |= {id(part) for part in split}
             if not split:
-                rejections.append(_reject(clip.frames[position], instance, verdict))
+                rejections.append(_reject(clip.frames[position], instance))
     tracks = link_tracks(clip.frames, left, min_iou)
     for track in tracks:
         if any(id(instance) in parts for instance in track.instances):
-            judged = judge_track(clip, track)
-            rejections += [_reject(clip.frames[p], instance, v) for p, instance, v in judged if v != "one"]
-            track.frames = [position for position, _, verdict in judged if verdict == "one"]
-            track.instances = [instance for _, instance, verdict in judged if verdict == "one"]
+            joined = dict(find_joined(clip, track))
+            rejections += [_reject(clip.frames[position], instance) for position, instance in joined.items()]
+            track.instances = [one for at, one in zip(track.frames, track.instances, strict=True) if at not in joined]
+            track.frames = [position for position in track.frames if position not in joined]
     return [track for track in tracks if track.frames], rejections
 
 
-def judge_track(clip: Footage, track: Track) -> list[tuple[int, Instance, str]]:
-    """Position, instance and verdict of each of a track's masks: "one" object, "several", or "unsure"."""
+def find_joined(clip: Footage, track: Track) -> list[tuple[int, Instance]]:
+    """Position and instance of each of a track's masks that is held to be of several objects."""
     limits = clip.params.touching
     masks = list(zip(track.frames, track.instances, strict=True))
     chosen = np.unique(np.linspace(0, len(masks) - 1, limits.judged_frames).round().astype(int))
     _measure_shares(clip, [masks[index] for index in chosen])
-    if all(clip.shares[id(masks[index][1])] <= limits.one for index in chosen):
-        return [(position, instance, "one") for position, instance in masks]
+    if all(clip.shares[id(masks[index][1])] <= limits.max_foreign_share for index in chosen):
+        return []
     _measure_shares(clip, masks)
     shares = smooth([clip.shares[id(instance)] for _, instance in masks])
-    verdicts = ["one" if s <= limits.one else "several" if s >= limits.several else "unsure" for s in shares]
-    return [(*mask, verdict) for mask, verdict in zip(masks, verdicts, strict=True)]
+    return [mask for mask, share in zip(masks, shares, strict=True) if share > limits.max_foreign_share]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -168,7 +164,6 @@ def _share_out(mask: np.ndarray, answers: Sequence[np.ndarray]) -> list[np.ndarr
     return [largest_component(part) for part in owned if part.any()]
 
 
-def _reject(frame: FrameRecord, instance: Instance, verdict: str) -> Rejection:
-    why = "no clean split" if verdict == "several" else "not sure that it is one object"
-    detail = f"{why}, {describe_box(instance.box)}"
-    return Rejection(stage=STAGE, item=f"{frame.clip_id}:{frame.sample_index}", reason=REASON, detail=detail)
+def _reject(frame: FrameRecord, instance: Instance) -> Rejection:
+    item, detail = f"{frame.clip_id}:{frame.sample_index}", f"no clean split, {describe_box(instance.box)}"
+    return Rejection(stage=STAGE, item=item, reason=REASON, detail=detail)

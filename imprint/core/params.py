@@ -54,11 +54,10 @@ class Sam2(Section):
 
 
 class Touching(Section):
-    """Objects that touch and so are one mask. The shares: of a mask, held to be of another object (docs/models.md)."""
+    """Objects that touch and so are one mask (docs/models.md)."""
 
     judged_frames: Natural  # of a track; 0: nothing is judged
-    one: Share  # up to here it is one object
-    several: Share  # from here on it is several
+    max_foreign_share: Share  # of a mask, held to be of another object: above it there are several
 
 
 class SegmentObjects(Section):
