@@ -142,7 +142,7 @@ def finish_model(model: ImprintModel, params: Training) -> None:
         remove_hook_from_module(model, recurse=True)
     if params.gradient_checkpointing:
         model.unet.disable_gradient_checkpointing()
-        model.backbone.gradient_checkpointing_disable()
+        model.backbone.activation_checkpointing_disable()
     if model.preset.lora_rank > 0:
         merge_lora(model.unet)
     model.eval().requires_grad_(False)
