@@ -34,7 +34,7 @@ from imprint.training.validation import NUM_PICTURES
 
 META = torch.device("meta")
 # an index by a mask, which on the meta device has no values, takes all: every sample has its most pictures
-ALL_TRUE = _config.patch(meta_nonzero_assume_all_nonzero=True)
+ALL_TRUE = _config.patch(meta_nonzero_assume_all_nonzero=True)  # pyright: ignore[reportAttributeAccessIssue]
 # of autocast's lists for CUDA, those that these models call
 _IN_BFLOAT16 = {F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm, F.scaled_dot_product_attention}
 _IN_FLOAT32 = {F.group_norm, F.layer_norm}
