@@ -17,12 +17,14 @@ from demo.segmenter_data import SIZE_PX, degrade, draw_background, draw_object, 
 from demo.segmenter_data import Pool as SegmenterPool
 from imprint.core.errors import InputError
 from imprint.core.pixels import load_image
-from imprint.segmentation.separator import find_window
+from imprint.segmentation.separator import Place, find_deepest, find_window
 
 SCENE_SHARE = 0.65
 SEVERAL_SHARE = 0.5
 MIN_OBJECT_PX = 40
 MIN_PART = 0.03  # of a mask, from which another object in it counts
+DEEPEST_SHARE = 0.4  # of the questions, those about a mask's deepest place, by which masks are judged
+TWIN_SHARE = 0.35  # of the objects that are pasted beside another, those that look the same
 MAX_TRIES = 200
 
 
@@ -70,16 +72,15 @@ def draw_question(scenes: LabelledScenes, pool: SegmenterPool, rng: np.random.Ge
     raise AssertionError("no picture holds such a mask")
 
 
-def build_sample(image: np.ndarray, labels: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Sample:
-    """A question about a mask, bool [h, w], at a place that is drawn, and its answer by the objects' labels."""
+def build_sample(
+    image: np.ndarray, labels: np.ndarray, mask: np.ndarray, rng: np.random.Generator, *, at: Place | None = None
+) -> Sample:
+    """A question about a mask, bool [h, w], at a place that may be drawn, and its answer by the objects' labels."""
     rows, columns = np.asarray(distance_transform_edt(labels == 0, return_distances=False, return_indices=True))
     owners = np.where(mask, labels[rows, columns], 0)
-    numbers, counts = np.unique(owners[mask], return_counts=True)
-    number = int(rng.choice(numbers[counts >= min(MIN_PART * counts.sum(), counts.max())]))
-    own = owners == number
-    depth = cv2.distanceTransform(np.pad(own.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    deep = np.argwhere(depth >= rng.uniform(0.2, 1.0) * depth.max())
-    at = tuple(deep[int(rng.integers(len(deep)))].tolist())
+    if at is None:
+        at = find_deepest(mask) if rng.random() < DEEPEST_SHARE else _draw_place(owners, mask, rng)
+    own = owners == owners[at]
     window = find_window(mask)
     return Sample(
         window.cut(image, cv2.BORDER_REPLICATE),
@@ -87,6 +88,15 @@ def build_sample(image: np.ndarray, labels: np.ndarray, mask: np.ndarray, rng: n
         np.array(window.locate(at), np.float32),
         window.cut(own.astype(np.uint8) * 255, cv2.BORDER_CONSTANT),
     )
+
+
+def _draw_place(owners: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Place:
+    """Somewhere within one of the objects, by their numbers, that a mask holds; not at that object's edge."""
+    numbers, counts = np.unique(owners[mask], return_counts=True)
+    own = owners == int(rng.choice(numbers[counts >= min(MIN_PART * counts.sum(), counts.max())]))
+    depth = cv2.distanceTransform(np.pad(own.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = rng.choice(np.argwhere(depth >= rng.uniform(0.2, 1.0) * depth.max())).tolist()
+    return y, x
 
 
 def wear_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -136,14 +146,19 @@ def _paste_group(pool: SegmenterPool, rng: np.random.Generator) -> tuple[np.ndar
     image, labels = draw_background(pool.backgrounds, rng), np.zeros((SIZE_PX, SIZE_PX), np.uint8)
     count = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.4, 0.25, 0.1]))
     largest_px = SIZE_PX * (rng.uniform(0.4, 0.85) if count == 1 else rng.uniform(0.3, 0.6))
-    middle_xy, before_px = SIZE_PX * rng.uniform(0.35, 0.65, 2), 0.0
+    middle_xy, before_px, rgba = SIZE_PX * rng.uniform(0.35, 0.65, 2), 0.0, draw_object(pool, rng)
     for number in range(1, count + 1):
-        longest_px = largest_px * rng.uniform(0.55, 1.0)
+        twin = number > 1 and rng.random() < TWIN_SHARE
+        if twin:
+            rgba = np.ascontiguousarray(rgba[:, :: rng.choice([-1, 1])])
+        elif number > 1:
+            rgba = draw_object(pool, rng)
+        longest_px = before_px * rng.uniform(0.8, 1.15) if twin else largest_px * rng.uniform(0.55, 1.0)
         if number > 1:
             angle = rng.normal(0, 0.5) + np.pi * rng.integers(2) if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)
             step_px = rng.uniform(0.35, 0.95) * (longest_px + before_px) / 2
             middle_xy = middle_xy + step_px * np.array([np.cos(angle), np.sin(angle)])
-        layer = place(draw_object(pool, rng), longest_px, rng, middle_xy=middle_xy)
+        layer = place(rgba, longest_px, rng, middle_xy=middle_xy)
         image, _ = paste(image, labels, layer, rng)
         labels[layer[..., 3] > 0.5] = number
         before_px = longest_px

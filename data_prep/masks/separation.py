@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 
 from data_prep.masks.instances import Instance, describe_box, measure_given
@@ -20,7 +19,7 @@ from data_prep.masks.tracking import Track, draw_instance, link_tracks
 from imprint.core.masks import largest_component
 from imprint.core.params import SegmentObjects
 from imprint.core.records import FrameRecord, Rejection
-from imprint.segmentation.separator import Place, Question
+from imprint.segmentation.separator import Place, Question, find_deepest
 
 STAGE = "segment_objects"
 REASON = "several_objects"
@@ -148,13 +147,6 @@ def group_places(places: Sequence[Place], answers: Sequence[np.ndarray]) -> list
         else:
             groups.append([k])
     return groups
-
-
-def find_deepest(mask: np.ndarray) -> Place:
-    """The pixel of a mask, bool [h, w] and not empty, that is farthest from its edge."""
-    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), mask.shape)
-    return int(y), int(x)
 
 
 def _share_out(mask: np.ndarray, answers: Sequence[np.ndarray]) -> list[np.ndarray]:

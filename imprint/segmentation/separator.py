@@ -79,6 +79,13 @@ def find_window(mask: np.ndarray) -> Window:
     return Window((box.y0 + box.y1 - side_px) // 2, (box.x0 + box.x1 - side_px) // 2, side_px)
 
 
+def find_deepest(mask: np.ndarray) -> Place:
+    """The pixel of a mask, bool [h, w] and not empty, that is farthest from its edge."""
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), mask.shape)
+    return int(y), int(x)
+
+
 def build_planes(images: np.ndarray, masks: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The network's input, float32 [b, 6, s, s]: colours, mask, a mark at the place and how far it is.
 
