@@ -99,6 +99,23 @@ def test_parts_and_recomputation_change_nothing_but_the_rounding(folder: Path) -
         assert distance < 1e-3, changes  # AdamW makes whole steps of what is nothing but rounding
 
 
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no AVX512_BF16")
+def test_bfloat16_on_a_cpu_trains_like_float32_but_for_the_rounding(folder: Path) -> None:
+    losses, weights = train_here(folder)
+    others, found = train_here(folder, cpu_precision="bfloat16")
+    assert others == pytest.approx(losses, rel=0.02)
+    assert others != losses
+    assert all(value.dtype == weights[name].dtype for name, value in found.items())
+    with pytest.raises(InputError, match=r"here.cpu_precision: .* gradient_checkpointing"):
+        train_here(folder, cpu_precision="bfloat16", gradient_checkpointing=True)
+
+
+def test_a_cpu_that_would_have_to_emulate_bfloat16_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(InputError, match=r"here.cpu_precision: .* set it to float32"):
+        train_here(folder, cpu_precision="bfloat16")
+
+
 def test_the_shares_of_all_processes_are_the_batch_in_its_order() -> None:
     for num_processes, accumulate_steps in ((1, 1), (1, 3), (2, 1), (2, 3), (4, 3)):
         shares = [

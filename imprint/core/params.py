@@ -136,6 +136,7 @@ class Training(Section):
     threads: Count  # torch CPU threads; results are bitwise equal only for the same count
     loader_workers: Natural  # of each process
     processes: Natural  # on this machine; 0: one per GPU. Under torchrun those count that it has started
+    cpu_precision: Literal["float32", "bfloat16"]  # the latter needs AVX512_BF16; a GPU always trains in bfloat16
     max_steps: Count
     max_hours: Annotated[float, Field(ge=0.0)]  # of training in all, resumed ones included; 0: no limit
     batch_size: Count  # of a step, of all processes together

@@ -25,6 +25,7 @@ from imprint.training.clock import Clock, measure_machine
 from imprint.training.interrupts import StopRequest, catch_signals
 from imprint.training.noising import Noising, draw_noising
 from imprint.training.optimizer import averaged_weights, compute_ema_decay, compute_rate_factor, set_rates, update_ema
+from imprint.training.precision import compute_in
 from imprint.training.processes import agree
 from imprint.training.state import TrainState, save_state
 from imprint.training.tasks import Task
@@ -108,7 +109,7 @@ def compute_gradient(trainer: Trainer, model: ImprintModel, *, batch: Any, step:
     accelerator = trainer.accelerator
     batch, noising = prepare_batch(trainer, model, batch=batch, step=step)
     with nullcontext() if is_last else accelerator.no_sync(trainer.losses):
-        with accelerator.autocast():
+        with accelerator.autocast(), compute_in(trainer.params, accelerator.device):
             loss = trainer.losses(batch, noising).mean()
         accelerator.backward(loss / trainer.params.accumulate_steps)
     return loss.detach()

@@ -35,6 +35,7 @@ from imprint.tracking import Tracker, start_run
 from imprint.training.checkpoint_models import check_checkpoint_models
 from imprint.training.loop import Trainer, is_out_of_time, run_loop
 from imprint.training.optimizer import build_optimizer, copy_weights
+from imprint.training.precision import check_precision
 from imprint.training.processes import (
     Losses,
     build_accelerator,
@@ -91,6 +92,7 @@ def train_model(
     validation = build_validation(reader, task, params=params, preset=preset)
     with deterministic(params.threads):
         accelerator = build_accelerator()
+        check_precision(params, accelerator.device, stage=run.name)
         shares = share_batches(params, accelerator, stage=run.name)
         prepare_model(model, params, device=accelerator.device)
         apply_freeze_map(model, task.stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
