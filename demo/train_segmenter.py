@@ -94,7 +94,7 @@ def normalize(images: Tensor) -> Tensor:
 
 def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
     """Binary cross-entropy plus Dice per picture. logits: [b 1 h w]; opacity: [b h w] in [0, 1]."""
-    logits = logits[:, 0]
+    logits = logits[:, 0].float()
     entropy = F.binary_cross_entropy_with_logits(logits, opacity)
     probability = torch.sigmoid(logits)
     overlap = (probability * opacity).sum((1, 2))
@@ -102,7 +102,7 @@ def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
     return entropy + 0.5 * (1 - dice).mean()
 
 
-def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int) -> SmallUNet:
+def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int, bfloat16: bool) -> SmallUNet:
     """The averaged network after `steps` steps."""
 
     def compute_batch_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -111,11 +111,16 @@ def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int) -
 
     torch.manual_seed(seed)
     loader = DataLoader(SampleDataset(pool, seed, steps * batch_size), batch_size, num_workers=workers)
-    return fit(SmallUNet(), loader, compute_batch_loss, title="train segmenter")
+    return fit(SmallUNet(), loader, compute_batch_loss, title="train segmenter", bfloat16=bfloat16)
 
 
 def fit(
-    model: SmallUNet, loader: DataLoader, compute_batch_loss: Callable[[nn.Module, list[Tensor]], Tensor], *, title: str
+    model: SmallUNet,
+    loader: DataLoader,
+    compute_batch_loss: Callable[[nn.Module, list[Tensor]], Tensor],
+    *,
+    title: str,
+    bfloat16: bool,
 ) -> SmallUNet:
     """The averaged network after one step of AdamW, with warm-up and cosine, per batch of the loader."""
     steps, average = len(loader), copy.deepcopy(model)
@@ -125,7 +130,8 @@ def fit(
     )
     with show_progress(title, steps) as bar:
         for step, batch in enumerate(loader):
-            loss = compute_batch_loss(model, batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = compute_batch_loss(model, batch)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,6 +175,7 @@ def main(
     seed: int = 0,
     threads: int = 1,
     workers: Annotated[int, typer.Option(help="processes that draw the pictures")] = 1,
+    bfloat16: Annotated[bool, typer.Option(help="0.6 of the time, on processors with AVX512_BF16")] = False,
 ) -> None:
     """Train, measure on the held-out scenes, export."""
     torch.set_num_threads(threads)
@@ -177,7 +184,7 @@ def main(
     training = Scenes(scenes.images[:split], scenes.masks[:split])
     held_out = Scenes(scenes.images[split:], scenes.masks[split:])
     pool = Pool(training, load_objects(data / "objects"), build_backgrounds(seed))
-    model = train(pool, steps=steps, batch_size=batch_size, seed=seed, workers=workers)
+    model = train(pool, steps=steps, batch_size=batch_size, seed=seed, workers=workers, bfloat16=bfloat16)
     write_bytes_atomic(output, export_onnx(model))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, {output.stat().st_size / 1e6:.2f} MB")
