@@ -103,7 +103,7 @@ def render_world(args: argparse.Namespace) -> None:
     """The base model's training world: held-out objects first, then training objects (14 views each)."""
     from demo.catalogue import HELD_OUT_SEEDS, TRAINING_SEEDS
 
-    seeds = [*HELD_OUT_SEEDS[: args.held_out], *TRAINING_SEEDS[: args.count]]
+    seeds = [*HELD_OUT_SEEDS[: args.held_out], *TRAINING_SEEDS[args.skip : args.skip + args.count]]
     run_pool([partial(_world_task, seed, args.out) for seed in seeds], "world", args)
 
 
@@ -157,6 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--only", type=int, nargs="+", help="numbers to render; then nothing is packed")
         elif name == "world":
             command.add_argument("--count", type=int, default=2000, help="training objects (default 2000)")
+            command.add_argument(
+                "--skip", type=int, default=0, help="training objects to pass over first: others (default 0)"
+            )
             command.add_argument("--held-out", type=int, default=100, help="held-out objects (default 100)")
         else:
             command.add_argument("--count", type=int, default=300, help="how many objects or scenes (default 300)")
