@@ -76,8 +76,9 @@ def collect_facts(params: Params, minutes: dict[str, float], command: str) -> di
     for name, title in (("pretrain_encoder", "Stage 1"), ("train_compositor", "Stage 2")):
         section = getattr(params, name)
         size = f", the first {section.half_size_steps:,} at half the size" if section.half_size_steps else ""
+        precision = "bfloat16" if torch.cuda.is_available() else section.cpu_precision
         facts[title] = (
-            f"{section.max_steps:,} steps of {section.batch_size} samples{size}; seed {section.seed}; "
+            f"{section.max_steps:,} steps of {section.batch_size} samples{size}; {precision}, seed {section.seed}; "
             f"{minutes[name]} minutes (of the last, uninterrupted part)"
         )
     return facts
