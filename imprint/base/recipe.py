@@ -15,6 +15,7 @@ from imprint.base.export import ROUNDS, export_base
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
 from imprint.core.params import Params
+from imprint.core.records import PairRecord, load_records
 from imprint.evaluation.world import WorldSettings, run_evaluate_world
 from imprint.models import load_card
 from imprint.training.compositor_stage import OUT as COMPOSITOR
@@ -64,7 +65,7 @@ def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: 
     )
     minutes = {name: json.loads((work / "finished" / f"{name}.json").read_text())["minutes"] for name in STAGES}
     earlier = [] if init == Path(FRESH) else load_card(init).get(ROUNDS, [])
-    rounds = [*earlier, collect_facts(params, minutes, command)]
+    rounds = [*earlier, collect_facts(params, minutes, command) | {"Objects": describe_objects(shards)}]
     sheets = [work / REPORT / name for name in ("contact_sheet.png", "objects_sheet.png")]
     export_base(work / COMPOSITOR, out, rounds=rounds, metrics=metrics, sheets=sheets)
 
@@ -82,6 +83,13 @@ def collect_facts(params: Params, minutes: dict[str, float], command: str) -> di
             f"{minutes[name]} minutes (of the last, uninterrupted part)"
         )
     return facts
+
+
+def describe_objects(shards: Path) -> str:
+    """How many objects of the shards were trained on, and the first and last of them: the world's names are seeds."""
+    pairs = load_records(shards / "pairs.parquet", PairRecord)
+    names = sorted({pair.clip_id for pair in pairs if pair.split == "train"})
+    return f"{len(names):,} ({names[0]} to {names[-1]})"
 
 
 def _place_link(source: Path, target: Path) -> None:
