@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data_prep.tars import read_tar
 from demo import textures as tx
 from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, encode_image, load_image
@@ -19,6 +20,7 @@ from imprint.core.pixels import decode_image, encode_image, load_image
 SIZE_PX = 128
 NUM_SURFACES = 500
 SCENE_SHARE = 0.6  # of the training pictures; the others are pasted
+WORLD_VIEWS = ("00.object.webp", "04.object.webp", "08.object.webp")
 # Inside scikit-image's wheel: no download.
 PHOTOS = (
     *("astronaut", "brick", "camera", "cell", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field"),
@@ -83,10 +85,14 @@ def load_scenes(folder: Path) -> Scenes:
 
 
 def load_objects(folder: Path) -> list[np.ndarray]:
-    """RGBA views cut to their opaque box; the invisible ones left out."""
+    """RGBA views cut to their opaque box, the invisible ones left out: `*.png`, and of each object of a rendered world
+    (`*.tar`, see `demo.training_world`) some under different lights."""
+    pictures = [load_image(path) for path in sorted(folder.glob("*.png"))]
+    for path in sorted(folder.glob("*.tar")):
+        members = read_tar(path)
+        pictures += [decode_image(members[name], f"{path}:{name}") for name in WORLD_VIEWS]
     views = []
-    for path in sorted(folder.glob("*.png")):
-        rgba = load_image(path)
+    for rgba in pictures:
         x, y, width, height = cv2.boundingRect((rgba[..., 3] > 127).astype(np.uint8))
         if min(width, height) >= 8:
             views.append(np.ascontiguousarray(rgba[y : y + height, x : x + width]))

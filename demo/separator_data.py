@@ -7,6 +7,7 @@ several objects; of the others many lie beside an object that touches them. Ever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,12 @@ class LabelledScenes:
     images: np.ndarray
     labels: np.ndarray
     seeds: list[int]
+
+    @cached_property
+    def touching(self) -> list[int]:
+        """Numbers of the pictures in which objects touch."""
+        pictures = enumerate(self.labels)
+        return [k for k, labels in pictures if any(len(list_parts(labels, blob)) > 1 for blob in list_blobs(labels))]
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def draw_question(scenes: LabelledScenes, pool: SegmenterPool, rng: np.random.Ge
     """One question with its answer; half of the masks hold several objects."""
     several = rng.random() < SEVERAL_SHARE
     for _ in range(MAX_TRIES):
-        image, labels = _draw_labelled(scenes, pool, rng)
+        image, labels = _draw_labelled(scenes, pool, rng, several=several)
         mask = _choose_mask(labels, rng, several=several)
         if mask is not None:
             return build_sample(degrade(image, rng), labels, wear_mask(mask, rng), rng)
@@ -124,10 +131,10 @@ def list_parts(labels: np.ndarray, mask: np.ndarray) -> list[int]:
 
 
 def _draw_labelled(
-    scenes: LabelledScenes, pool: SegmenterPool, rng: np.random.Generator
+    scenes: LabelledScenes, pool: SegmenterPool, rng: np.random.Generator, *, several: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     if rng.random() < SCENE_SHARE:
-        index = int(rng.integers(len(scenes.images)))
+        index = int(rng.choice(scenes.touching) if several else rng.integers(len(scenes.images)))
         image, labels = scenes.images[index], scenes.labels[index]
         if rng.random() < 0.6:
             matrix = sample_matrix(rng, zoom=rng.uniform(0.75, 1.3), tilt_deg=rng.normal(0, 6))
@@ -135,16 +142,16 @@ def _draw_labelled(
             image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border)
             labels = cv2.warpAffine(labels, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
     else:
-        image, labels = _paste_group(pool, rng)
+        image, labels = _paste_group(pool, rng, several=several)
     if rng.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
     return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 
 
-def _paste_group(pool: SegmenterPool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _paste_group(pool: SegmenterPool, rng: np.random.Generator, *, several: bool) -> tuple[np.ndarray, np.ndarray]:
     """One to four objects, each beside or over the one before, with shadows."""
     image, labels = draw_background(pool.backgrounds, rng), np.zeros((SIZE_PX, SIZE_PX), np.uint8)
-    count = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.4, 0.25, 0.1]))
+    count = int(rng.choice([1, 2, 3, 4], p=[0.0, 0.55, 0.33, 0.12] if several else [0.35, 0.4, 0.15, 0.1]))
     largest_px = SIZE_PX * (rng.uniform(0.4, 0.85) if count == 1 else rng.uniform(0.3, 0.6))
     middle_xy, before_px, rgba = SIZE_PX * rng.uniform(0.35, 0.65, 2), 0.0, draw_object(pool, rng)
     for number in range(1, count + 1):
