@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from demo.catalogue import NUM_CASES, NUM_CLIPS, clip_entry
@@ -23,13 +24,13 @@ def write_tar(target: Path, members: dict[str, bytes]) -> None:
     partial.rename(target)
 
 
-def pack_clips(folder: Path, assets: Path) -> None:
-    """Encode all clips and write `clips.tar`: clips/*.mp4, masks/*.png, clips.json."""
+def pack_clips(folder: Path, assets: Path, chosen: Iterable[int] = range(NUM_CLIPS)) -> None:
+    """Encode clips, all unless some are chosen, and write `clips.tar`: clips/*.mp4, masks/*.png, clips.json."""
     from demo.encode import encode_clip
 
     members, records = {}, []
     with tempfile.TemporaryDirectory() as scratch:
-        for index in range(NUM_CLIPS):
+        for index in chosen:
             name = clip_entry(index).name
             movie = Path(scratch) / f"{name}.mp4"
             encode_clip(folder / f"{name}.frames.png", movie)

@@ -34,12 +34,12 @@ class ClipEntry:
     twins: bool = False
 
 
-def clip_entry(index: int) -> ClipEntry:
-    """Entry of clip 0 .. NUM_CLIPS - 1, single-object clips first."""
+def clip_entry(index: int, first_seed: int = CLIP_SEEDS.start) -> ClipEntry:
+    """Entry of clip 0 .. NUM_CLIPS - 1, single-object clips first; another first seed: other clips of the same plan."""
     if index < NUM_SINGLE:
-        return ClipEntry(f"single_{index:02d}", "single", CLIP_SEEDS.start + index)
+        return ClipEntry(f"single_{index:02d}", "single", first_seed + index)
     place = index - NUM_SINGLE
     kind = _MULTI_PLAN[place]
     # A clip draws up to four objects, from its seed on.
-    seed = CLIP_SEEDS.start + 1000 + 7 * place
+    seed = first_seed + 1000 + 7 * place
     return ClipEntry(f"multi_{place:02d}", kind, seed, twins=kind == "twins" or place % _TWIN_EVERY == 1)

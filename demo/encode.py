@@ -9,7 +9,7 @@ import av
 import cv2
 import numpy as np
 
-from demo.catalogue import FPS, NUM_FRAMES, SIZE_PX, clip_entry
+from demo.catalogue import FPS, NUM_FRAMES, SIZE_PX, ClipEntry, clip_entry
 from demo.clips import Clip, cast_of, plan_multi, plan_single
 from demo.pictures import compute_exposure, to_srgb, write_png
 from demo.rendering import render_frame, render_mask
@@ -19,8 +19,7 @@ NUM_SAMPLES = 8
 CRF = 17
 
 
-def _plan(index: int) -> tuple[Clip, list[Actor]]:
-    entry = clip_entry(index)
+def _plan(entry: ClipEntry) -> tuple[Clip, list[Actor]]:
     loaded: dict[int, Actor] = {}
 
     def load(seed: int) -> Actor:
@@ -57,13 +56,16 @@ def describe_clip(clip: Clip, backgrounds: list[str], masks: np.ndarray) -> dict
     }
 
 
-def write_clip(index: int, folder: Path, *, size_px: int = SIZE_PX, num_samples: int = NUM_SAMPLES) -> None:
+def write_clip(
+    index: int, folder: Path, *, first_seed: int, size_px: int = SIZE_PX, num_samples: int = NUM_SAMPLES
+) -> None:
     """Frames and masks of a clip as two PNGs (frames stacked downwards) and its record, written last."""
-    name = clip_entry(index).name
+    entry = clip_entry(index, first_seed)
+    name = entry.name
     record = folder / f"{name}.json"
     if record.exists():
         return
-    clip, actors = _plan(index)
+    clip, actors = _plan(entry)
     frames, masks, backgrounds = [], [], []
     for shot in clip.shots:
         stage = build_stage(shot.stage_seed, room=shot.room)

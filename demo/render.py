@@ -71,10 +71,10 @@ def _world_task(seed: int, folder: Path) -> None:
     write_object(seed, folder)
 
 
-def _clip_task(index: int, folder: Path) -> None:
+def _clip_task(index: int, folder: Path, first_seed: int) -> None:
     from demo.encode import write_clip
 
-    write_clip(index, folder)
+    write_clip(index, folder, first_seed=first_seed)
 
 
 def _case_task(index: int, folder: Path) -> None:
@@ -115,13 +115,15 @@ def pack_world_shards(args: argparse.Namespace) -> None:
 
 
 def render_clips(args: argparse.Namespace) -> None:
-    """The demo clips with their masks, then their archive."""
+    """The demo clips with their masks, then their archive; or others like them, packed beside their pictures."""
     from demo.archive import pack_clips
-    from demo.catalogue import NUM_CLIPS
+    from demo.catalogue import CLIP_SEEDS, NUM_CLIPS
 
     chosen = args.only or range(NUM_CLIPS)
-    run_pool([partial(_clip_task, index, args.out) for index in chosen], "clips", args)
-    if not args.only:
+    run_pool([partial(_clip_task, index, args.out, args.first) for index in chosen], "clips", args)
+    if args.first != CLIP_SEEDS.start:
+        pack_clips(args.out, args.out, chosen)
+    elif not args.only:
         pack_clips(args.out, ASSETS)
 
 
@@ -154,14 +156,18 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(action=action)
         if name in ("clips", "cases"):
-            command.add_argument("--only", type=int, nargs="+", help="numbers to render; then nothing is packed")
+            command.add_argument(
+                "--only", type=int, nargs="+", help="numbers to render; the demo's are then not packed"
+            )
+        if name == "clips":
+            command.add_argument("--first", type=int, default=0, help="seed of the first; 0: the demo's (default)")
         elif name == "world":
             command.add_argument("--count", type=int, default=2000, help="training objects (default 2000)")
             command.add_argument(
                 "--skip", type=int, default=0, help="training objects to pass over first: others (default 0)"
             )
             command.add_argument("--held-out", type=int, default=100, help="held-out objects (default 100)")
-        else:
+        elif name in ("objects", "scenes"):
             command.add_argument("--count", type=int, default=300, help="how many objects or scenes (default 300)")
             command.add_argument("--first", type=int, default=100_000, help="first seed (default: SEGMENTER_SEEDS)")
             command.add_argument("--px", type=int, default=96 if name == "objects" else 128, help="side in pixels")
