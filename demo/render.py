@@ -157,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(action=action)
         if name in ("clips", "cases"):
             command.add_argument(
-                "--only", type=int, nargs="+", help="numbers to render; the demo's are then not packed"
+                "--only", type=int, nargs="+", help="numbers to render; of the demo's none are packed then"
             )
         if name == "clips":
             command.add_argument("--first", type=int, default=0, help="seed of the first; 0: the demo's (default)")
