@@ -53,12 +53,6 @@ def run_pool(tasks: Sequence[Callable[[], object]], title: str, args: argparse.N
 
 
 # The tasks import their modules when they run: those need Mitsuba's variant to be set.
-def _object_task(seed: int, folder: Path, num_views: int, size_px: int) -> None:
-    from demo.segdata import write_object_views
-
-    write_object_views(seed, folder, num_views=num_views, size_px=size_px)
-
-
 def _scene_task(seed: int, folder: Path, size_px: int, num_frames: int, multi: bool) -> None:
     from demo.segdata import write_scene
 
@@ -81,14 +75,6 @@ def _case_task(index: int, folder: Path) -> None:
     from demo.cases import write_case
 
     write_case(index, folder)
-
-
-def render_objects(args: argparse.Namespace) -> None:
-    """RGBA views of single objects."""
-    first = args.first
-    seeds = range(first, first + args.count)
-    tasks = [partial(_object_task, seed, args.out, args.views, args.px) for seed in seeds]
-    run_pool(tasks, "objects", args)
 
 
 def render_scenes(args: argparse.Namespace) -> None:
@@ -142,8 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.render", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    entries = {"clips": render_clips, "cases": render_cases, "world": render_world}
-    entries |= {"objects": render_objects, "scenes": render_scenes}
+    entries = {"clips": render_clips, "cases": render_cases, "world": render_world, "scenes": render_scenes}
     for name, action in entries.items():
         command = commands.add_parser(name, help=(action.__doc__ or "").strip(), description=action.__doc__)
         command.add_argument("--out", type=Path, required=True, help="folder for the pictures; keeps what is there")
@@ -167,19 +152,17 @@ def build_parser() -> argparse.ArgumentParser:
                 "--skip", type=int, default=0, help="training objects to pass over first: others (default 0)"
             )
             command.add_argument("--held-out", type=int, default=100, help="held-out objects (default 100)")
-        elif name in ("objects", "scenes"):
-            command.add_argument("--count", type=int, default=300, help="how many objects or scenes (default 300)")
+        elif name == "scenes":
+            command.add_argument("--count", type=int, default=300, help="how many (default 300)")
             command.add_argument("--first", type=int, default=100_000, help="first seed (default: SEGMENTER_SEEDS)")
-            command.add_argument("--px", type=int, default=96 if name == "objects" else 128, help="side in pixels")
+            command.add_argument("--px", type=int, default=128, help="side in pixels")
+            command.add_argument("--frames", type=int, default=2, help="per scene (default 2)")
+            command.add_argument("--multi", action="store_true", help="none of one object alone")
     pack = commands.add_parser("pack", help=pack_world_shards.__doc__, description=pack_world_shards.__doc__)
     pack.add_argument("--world", type=Path, required=True, help="folder that `world` wrote")
     pack.add_argument("--out", type=Path, required=True, help="folder for the shards; replaced")
     pack.add_argument("--quality", type=int, help="encode colours anew as WebP of this quality, for a smaller archive")
     pack.set_defaults(action=pack_world_shards)
-    scenes = commands.choices["scenes"]
-    scenes.add_argument("--frames", type=int, default=2, help="per scene (default 2)")
-    scenes.add_argument("--multi", action="store_true", help="none of one object alone")
-    commands.choices["objects"].add_argument("--views", type=int, default=3, help="views per object (default 3)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Training pictures for a segmentation network, and object views: files that are not shipped."""
+"""Training pictures for a segmentation network: not shipped."""
 
 from __future__ import annotations
 
@@ -8,28 +8,9 @@ import numpy as np
 
 from demo.catalogue import MULTI_KINDS, NUM_FRAMES
 from demo.clips import cast_of, plan_multi, plan_single
-from demo.pictures import compute_exposure, encode_cutout, to_srgb, write_png
-from demo.rendering import render_cutout, render_frame, render_mask
-from demo.world import Actor, Camera, Pose, build_stage, fit_camera, sample_light
-
-
-def write_object_views(seed: int, folder: Path, *, num_views: int, size_px: int, num_samples: int = 40) -> None:
-    """`<seed>_<view>.png`: RGBA cut-outs of one object under another turn, height and light each."""
-    if (folder / f"{seed}_{num_views - 1}.png").exists():
-        return
-    actor = Actor(seed)
-    rng = np.random.default_rng([seed, 6])
-    start = rng.uniform(0, 360)
-    for view in range(num_views):
-        pose = Pose(
-            yaw_deg=float(start + 360 * view / num_views + rng.uniform(-40, 40)), tilt_deg=float(rng.uniform(-8, 8))
-        )
-        camera = Camera((0, 0, 0.9), 7, float(rng.uniform(8, 40)), fov_deg=float(rng.uniform(28, 44)))
-        camera = fit_camera(camera, [actor.points(pose)], fill=float(rng.uniform(0.85, 0.95)))
-        linear = render_cutout(
-            actor, pose, sample_light(rng), camera, size_px=size_px, num_samples=num_samples, seed=view
-        )
-        write_png(folder / f"{seed}_{view}.png", encode_cutout(linear))
+from demo.pictures import compute_exposure, to_srgb, write_png
+from demo.rendering import render_frame, render_mask
+from demo.world import Actor, build_stage
 
 
 def write_scene(

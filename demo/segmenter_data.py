@@ -1,11 +1,12 @@
 """Pictures with exact masks for `demo/train_segmenter.py`: rendered scenes, and objects pasted over backgrounds.
 
-A folder of training data holds `objects/*.png` (RGBA views) and `scenes/`, see `load_scenes`. Backgrounds are the
+A folder of training data holds `scenes/`, see `load_scenes`; objects are those of a rendered world. Backgrounds are the
 demo's procedural surfaces and the pictures that come inside scikit-image's wheel. Everything follows from seeds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from imprint.core.pixels import decode_image, encode_image, load_image
 SIZE_PX = 128
 NUM_SURFACES = 500
 SCENE_SHARE = 0.6  # of the training pictures; the others are pasted
-WORLD_VIEWS = ("00.object.webp", "04.object.webp", "08.object.webp")
+WORLD_VIEWS = ("00.object.webp", "04.object.webp", "08.object.webp")  # of an object's tar; three lights
+WORLD_SCENES = ("12.scene.jpg", "13.scene.jpg")
+WORLD = {*WORLD_VIEWS, *WORLD_SCENES, "12.mask.png", "13.mask.png"}
 # Inside scikit-image's wheel: no download.
 PHOTOS = (
     *("astronaut", "brick", "camera", "cell", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field"),
@@ -84,13 +87,26 @@ def load_scenes(folder: Path) -> Scenes:
     return Scenes(np.stack(images), np.stack(masks))
 
 
-def load_objects(folder: Path) -> list[np.ndarray]:
-    """RGBA views cut to their opaque box, the invisible ones left out: `*.png`, and of each object of a rendered world
-    (`*.tar`, see `demo.training_world`) some under different lights."""
-    pictures = [load_image(path) for path in sorted(folder.glob("*.png"))]
+def load_world(folder: Path) -> tuple[Scenes, list[np.ndarray]]:
+    """The scenes of a rendered world (`demo.training_world`), and views of each object alone, RGBA."""
+    images, masks, views = [], [], list[np.ndarray]()
     for path in sorted(folder.glob("*.tar")):
-        members = read_tar(path)
-        pictures += [decode_image(members[name], f"{path}:{name}") for name in WORLD_VIEWS]
+        members = {name: decode_image(data, f"{path}:{name}") for name, data in read_tar(path).items() if name in WORLD}
+        views += _cut_views(members[name] for name in WORLD_VIEWS)
+        images += [members[name] for name in WORLD_SCENES]
+        masks += [members[name.replace("scene.jpg", "mask.png")][..., 0] for name in WORLD_SCENES]
+    if not images:
+        raise InputError(f"there are no objects in {folder}; render them with python -m demo.render world")
+    return Scenes(np.stack(images), np.stack(masks)), views
+
+
+def join_scenes(*parts: Scenes) -> Scenes:
+    """All pictures of several sets."""
+    return Scenes(np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts]))
+
+
+def _cut_views(pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Cut to their opaque box; the invisible ones left out."""
     views = []
     for rgba in pictures:
         x, y, width, height = cv2.boundingRect((rgba[..., 3] > 127).astype(np.uint8))

@@ -1,6 +1,7 @@
 """Train the shipped segmentation network and export it to ONNX; see `imprint/segmentation/networks.py`.
 
-    python -m demo.train_segmenter --data build/segmenter --output imprint/segmentation/imprint_small.onnx
+    python -m demo.train_segmenter --data work/segmenter \
+        --world work/world/objects --output imprint/segmentation/imprint_small.onnx
 
 Needs the `render` extra's `onnx` package. The result follows from the data, the seed and the number of steps, on one
 machine with one thread count. The last tenth of the scenes is kept out of the training and measured at the end.
@@ -23,7 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from demo.segmenter_data import SIZE_PX, Pool, Scenes, build_backgrounds, draw_sample, load_objects, load_scenes
+from demo.segmenter_data import (
+    SIZE_PX,
+    Pool,
+    Scenes,
+    build_backgrounds,
+    draw_sample,
+    join_scenes,
+    load_scenes,
+    load_world,
+)
 from imprint.core.files import write_bytes_atomic
 from imprint.core.progress import show_progress
 from imprint.segmentation.networks import IMAGENET_MEAN, IMAGENET_STD
@@ -168,7 +178,8 @@ def export_onnx(model: SmallUNet, *, name: str = "image", inputs: int = 3, side_
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with objects/ and scenes/")],
+    data: Annotated[Path, typer.Option(help="folder with scenes/")],
+    world: Annotated[Path, typer.Option(help="folder of a rendered world: its objects, and its scenes")],
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
     steps: int = 1400,
     batch_size: int = 16,
@@ -179,11 +190,11 @@ def main(
 ) -> None:
     """Train, measure on the held-out scenes, export."""
     torch.set_num_threads(threads)
-    scenes = load_scenes(data / "scenes")
+    scenes, (of_world, objects) = load_scenes(data / "scenes"), load_world(world)
     split = len(scenes.images) * 9 // 10
     training = Scenes(scenes.images[:split], scenes.masks[:split])
     held_out = Scenes(scenes.images[split:], scenes.masks[split:])
-    pool = Pool(training, load_objects(data / "objects"), build_backgrounds(seed))
+    pool = Pool(join_scenes(training, of_world), objects, build_backgrounds(seed))
     model = train(pool, steps=steps, batch_size=batch_size, seed=seed, workers=workers, bfloat16=bfloat16)
     write_bytes_atomic(output, export_onnx(model))
     parameters = sum(p.numel() for p in model.parameters())

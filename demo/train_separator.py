@@ -1,6 +1,7 @@
 """Train the network that tells touching objects apart and export it; see `imprint/segmentation/separator.py`.
 
-    python -m demo.train_separator --data work/separator --output imprint/segmentation/imprint_separator.onnx
+    python -m demo.train_separator --data work/separator \
+        --world work/world/objects --output imprint/segmentation/imprint_separator.onnx
 
 Needs the `render` extra's `onnx` package. The last eighth of the scenes, by their seeds, is kept out of the training
 and measured at the end: how much of a mask the answers get wrong.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from demo.segmenter_data import Pool, Scenes, build_backgrounds, load_objects
+from demo.segmenter_data import Pool, Scenes, build_backgrounds, load_world
 from demo.separator_data import (
     LabelledScenes,
     build_sample,
@@ -109,7 +110,8 @@ def judge_masks(model: SmallUNet, scenes: LabelledScenes) -> np.ndarray:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with objects/ and scenes/")],
+    data: Annotated[Path, typer.Option(help="folder with scenes/")],
+    world: Annotated[Path, typer.Option(help="folder of a rendered world, for its objects")],
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
     steps: int = 6000,
     batch_size: int = 16,
@@ -122,7 +124,7 @@ def main(
     torch.set_num_threads(threads)
     training, held_out = split_scenes(load_labelled(data / "scenes"))
     nothing = Scenes(training.images[:0], training.labels[:0])
-    pool = Pool(nothing, load_objects(data / "objects"), build_backgrounds(seed))
+    pool = Pool(nothing, load_world(world)[1], build_backgrounds(seed))
     torch.manual_seed(seed)
     dataset = QuestionDataset(training, pool, seed=seed, count=steps * batch_size)
     loader = DataLoader(dataset, batch_size, num_workers=workers)
