@@ -1,7 +1,6 @@
 """Train the shipped segmentation network and export it to ONNX; see `imprint/segmentation/networks.py`.
 
-    python -m demo.train_segmenter --data work/segmenter \
-        --world work/world/objects --output imprint/segmentation/imprint_small.onnx
+    python -m demo.train_segmenter --data work/segmenter --world work/world/objects --output imprint_small.onnx
 
 Needs the `render` extra's `onnx` package. The result follows from the data, the seed and the number of steps, on one
 machine with one thread count. The last tenth of the scenes is kept out of the training and measured at the end.

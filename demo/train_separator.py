@@ -1,7 +1,6 @@
 """Train the network that tells touching objects apart and export it; see `imprint/segmentation/separator.py`.
 
-    python -m demo.train_separator --data work/separator \
-        --world work/world/objects --output imprint/segmentation/imprint_separator.onnx
+    python -m demo.train_separator --data work/separator --world work/world/objects --output imprint_separator.onnx
 
 Needs the `render` extra's `onnx` package. The last eighth of the scenes, by their seeds, is kept out of the training
 and measured at the end: how much of a mask the answers get wrong.
