@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 import typer
 
+from demo.unpack import unpack
 from imprint.core.errors import InputError
 from imprint.core.params import load_params
 from imprint.core.pixels import load_image
@@ -57,11 +57,12 @@ def read_clips(archive: Path) -> Iterator[tuple[str, list[np.ndarray], np.ndarra
     """Kind, frames and foreground bool [n, h, w] of each clip."""
     if not archive.is_file():
         raise InputError(f"there is no archive {archive}; render it with python -m demo.render clips")
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-        for record in json.loads((Path(folder) / "clips.json").read_text()):
-            frames = read_frames(Path(folder) / "clips" / f"{record['name']}.mp4")
-            stack = load_image(Path(folder) / "masks" / f"{record['name']}.png")[..., 0]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "clips"
+        unpack(archive, folder)
+        for record in json.loads((folder / "clips.json").read_text()):
+            frames = read_frames(folder / "clips" / f"{record['name']}.mp4")
+            stack = load_image(folder / "masks" / f"{record['name']}.png")[..., 0]
             yield record["kind"], frames, np.stack(np.split(stack, record["num_frames"])) > 0
 
 
