@@ -160,7 +160,9 @@ def _paste_group(pool: SegmenterPool, rng: np.random.Generator, *, several: bool
             rgba = np.ascontiguousarray(rgba[:, :: rng.choice([-1, 1])])
         elif number > 1:
             rgba = draw_object(pool, rng)
-        longest_px = before_px * rng.uniform(0.8, 1.15) if twin else largest_px * rng.uniform(0.55, 1.0)
+        longest_px = largest_px * rng.uniform(0.55, 1.0)
+        if twin:  # nearer or farther
+            longest_px = min(before_px * np.exp(rng.normal(0, 0.3)), 0.7 * SIZE_PX)
         if number > 1:
             angle = rng.normal(0, 0.5) + np.pi * rng.integers(2) if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)
             step_px = rng.uniform(0.35, 0.95) * (longest_px + before_px) / 2

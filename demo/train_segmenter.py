@@ -12,7 +12,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +41,8 @@ WIDTHS = (8, 16, 32, 64, 80)  # channels at 128, 64, 32, 16 and 8 px
 MAX_RATE = 3e-3
 WARMUP_STEPS = 100
 EMA_DECAY = 0.99
+CALIBRATION_BATCHES = 16
+ComputeLoss = Callable[[nn.Module, list[Tensor]], Tensor]
 
 
 class Block(nn.Module):
@@ -111,7 +113,17 @@ def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
     return entropy + 0.5 * (1 - dice).mean()
 
 
-def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int, bfloat16: bool) -> SmallUNet:
+def train(
+    pool: Pool,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    bfloat16: bool,
+    start: Path | None = None,
+    max_rate: float = MAX_RATE,
+) -> SmallUNet:
     """The averaged network after `steps` steps."""
 
     def compute_batch_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -120,22 +132,24 @@ def train(pool: Pool, *, steps: int, batch_size: int, seed: int, workers: int, b
 
     torch.manual_seed(seed)
     loader = DataLoader(SampleDataset(pool, seed, steps * batch_size), batch_size, num_workers=workers)
-    return fit(SmallUNet(), loader, compute_batch_loss, title="train segmenter", bfloat16=bfloat16)
+    model = SmallUNet() if start is None else load_network(SmallUNet(), start, loader, compute_batch_loss)
+    return fit(model, loader, compute_batch_loss, title="train segmenter", max_rate=max_rate, bfloat16=bfloat16)
 
 
 def fit(
     model: SmallUNet,
     loader: DataLoader,
-    compute_batch_loss: Callable[[nn.Module, list[Tensor]], Tensor],
+    compute_batch_loss: ComputeLoss,
     *,
     title: str,
+    max_rate: float,
     bfloat16: bool,
 ) -> SmallUNet:
     """The averaged network after one step of AdamW, with warm-up and cosine, per batch of the loader."""
     steps, average = len(loader), copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=max_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, MAX_RATE, total_steps=steps, pct_start=min(WARMUP_STEPS / steps, 0.3), cycle_momentum=False
+        optimizer, max_rate, total_steps=steps, pct_start=min(WARMUP_STEPS / steps, 0.3), cycle_momentum=False
     )
     with show_progress(title, steps) as bar:
         for step, batch in enumerate(loader):
@@ -149,6 +163,53 @@ def fit(
             _update_average(average, model, min(EMA_DECAY, (step + 1) / (step + 10)))
             bar.advance(note=f"loss {loss.item():.3f}")
     return average.eval()
+
+
+@torch.no_grad()
+def load_network(model: SmallUNet, path: Path, loader: DataLoader, compute_batch_loss: ComputeLoss) -> SmallUNet:
+    """`model` with the weights of a network that `export_onnx` wrote, to go on from.
+
+    The file has the norms folded into the convolutions, so their statistics are taken anew, from some of the batches.
+    """
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    graph = onnx.load(path).graph
+    values = {item.name: torch.from_numpy(to_array(item).copy()) for item in graph.initializer}
+    convolutions = iter([node.input[1:3] for node in graph.node if node.op_type == "Conv"])
+    batches, called, moments = list(islice(loader, CALIBRATION_BATCHES)), list[nn.Module](), dict[nn.Module, Tensor]()
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        called.append(layer)
+        x = inputs[0].transpose(0, 1).flatten(1)
+        moments[layer] = moments.get(layer, torch.zeros(())) + torch.stack([x.mean(1), (x * x).mean(1)])
+
+    def run(count: int) -> None:
+        called.clear(), moments.clear()
+        for batch in batches[:count]:
+            compute_batch_loss(model, batch)
+
+    model.eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    run(1)
+    for layer, norm in pairwise([*called, nn.Identity()]):
+        if isinstance(layer, nn.Conv2d):
+            weight, bias = (values[name] for name in next(convolutions))
+            layer.weight.copy_(weight)
+            shift = norm.bias if isinstance(norm, nn.BatchNorm2d) else layer.bias
+            assert shift is not None
+            shift.copy_(bias)
+    run(len(batches))
+    for norm, sums in moments.items():
+        if isinstance(norm, nn.BatchNorm2d):
+            mean, square = sums / len(batches)
+            variance = square - mean**2
+            state = {"running_mean": mean, "running_var": variance, "weight": (variance + norm.eps).sqrt()}
+            norm.load_state_dict({**norm.state_dict(), **state, "bias": norm.bias + mean})
+    for hook in hooks:
+        hook.remove()
+    return model.train()
 
 
 @torch.no_grad()
@@ -186,6 +247,8 @@ def main(
     threads: int = 1,
     workers: Annotated[int, typer.Option(help="processes that draw the pictures")] = 1,
     bfloat16: Annotated[bool, typer.Option(help="0.6 of the time, on processors with AVX512_BF16")] = False,
+    start: Annotated[Path | None, typer.Option(help="a network to go on from")] = None,
+    max_rate: float = MAX_RATE,
 ) -> None:
     """Train, measure on the held-out scenes, export."""
     torch.set_num_threads(threads)
@@ -194,7 +257,8 @@ def main(
     training = Scenes(scenes.images[:split], scenes.masks[:split])
     held_out = Scenes(scenes.images[split:], scenes.masks[split:])
     pool = Pool(join_scenes(training, of_world), objects, build_backgrounds(seed))
-    model = train(pool, steps=steps, batch_size=batch_size, seed=seed, workers=workers, bfloat16=bfloat16)
+    sizes = {"steps": steps, "batch_size": batch_size, "workers": workers}
+    model = train(pool, **sizes, seed=seed, bfloat16=bfloat16, start=start, max_rate=max_rate)
     write_bytes_atomic(output, export_onnx(model))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, {output.stat().st_size / 1e6:.2f} MB")

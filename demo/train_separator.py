@@ -28,7 +28,7 @@ from demo.separator_data import (
     load_labelled,
     wear_mask,
 )
-from demo.train_segmenter import SmallUNet, export_onnx, fit
+from demo.train_segmenter import MAX_RATE, SmallUNet, export_onnx, fit, load_network
 from imprint.core.files import write_bytes_atomic
 from imprint.segmentation.separator import NUM_PLANES, SIDE_PX, build_planes, find_deepest
 
@@ -118,6 +118,8 @@ def main(
     threads: int = 1,
     workers: Annotated[int, typer.Option(help="processes that draw the pictures")] = 1,
     bfloat16: Annotated[bool, typer.Option(help="0.6 of the time, on processors with AVX512_BF16")] = False,
+    start: Annotated[Path | None, typer.Option(help="a network to go on from")] = None,
+    max_rate: float = MAX_RATE,
 ) -> None:
     """Train, measure on the held-out scenes, export."""
     torch.set_num_threads(threads)
@@ -127,9 +129,10 @@ def main(
     torch.manual_seed(seed)
     dataset = QuestionDataset(training, pool, seed=seed, count=steps * batch_size)
     loader = DataLoader(dataset, batch_size, num_workers=workers)
-    model = fit(
-        SmallUNet(WIDTHS, inputs=NUM_PLANES), loader, compute_batch_loss, title="train separator", bfloat16=bfloat16
-    )
+    model = SmallUNet(WIDTHS, inputs=NUM_PLANES)
+    if start is not None:
+        model = load_network(model, start, loader, compute_batch_loss)
+    model = fit(model, loader, compute_batch_loss, title="train separator", max_rate=max_rate, bfloat16=bfloat16)
     write_bytes_atomic(output, export_onnx(model, name="question", inputs=NUM_PLANES, side_px=SIDE_PX))
     print(f"{output.stat().st_size / 1e6:.2f} MB, trained on {len(training.images)} pictures")
     for kind, (count, error) in measure_errors(model, held_out).items():
