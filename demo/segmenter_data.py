@@ -20,7 +20,8 @@ from imprint.core.pixels import decode_image, encode_image, load_image
 
 SIZE_PX = 128
 NUM_SURFACES = 500
-SCENE_SHARE = 0.6  # of the training pictures; the others are pasted
+FLAT_SHARE = 0.01  # of the training pictures; half of them black, as a video's are that fades
+SCENE_SHARE = 0.6  # of the others; the rest is pasted
 WORLD_VIEWS = ("00.object.webp", "04.object.webp", "08.object.webp")  # of an object's tar; three lights
 WORLD_SCENES = ("12.scene.jpg", "13.scene.jpg")
 WORLD = {*WORLD_VIEWS, *WORLD_SCENES, "12.mask.png", "13.mask.png"}
@@ -50,6 +51,10 @@ class Pool:
 
 def draw_sample(pool: Pool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One training picture, RGB uint8 [128, 128, 3], and its foreground as opacity uint8 [128, 128]."""
+    if rng.random() < FLAT_SHARE:
+        colour = rng.integers(256, size=3) * rng.integers(2)
+        shape = (SIZE_PX, SIZE_PX)
+        return np.full((*shape, 3), colour, np.uint8), np.zeros(shape, np.uint8)
     if len(pool.scenes.images) and rng.random() < SCENE_SHARE:
         image, mask = _draw_scene(pool.scenes, rng)
         image, mask = _warp_scene(image, mask, rng)

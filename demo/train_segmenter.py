@@ -241,7 +241,7 @@ def main(
     data: Annotated[Path, typer.Option(help="folder with scenes/")],
     world: Annotated[Path, typer.Option(help="folder of a rendered world: its objects, and its scenes")],
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
-    steps: int = 1400,
+    steps: int = 7000,
     batch_size: int = 16,
     seed: int = 0,
     threads: int = 1,

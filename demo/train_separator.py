@@ -112,7 +112,7 @@ def main(
     data: Annotated[Path, typer.Option(help="folder with scenes/")],
     world: Annotated[Path, typer.Option(help="folder of a rendered world, for its objects")],
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
-    steps: int = 6000,
+    steps: int = 12000,
     batch_size: int = 16,
     seed: int = 0,
     threads: int = 1,

@@ -1,8 +1,8 @@
 """Which networks there are, what picture each one takes, and which are refused. Loads no rembg.
 
-`imprint_small.onnx` is ours: a U-Net of 0.35 M parameters at 128 x 128 px, made by `demo/train_segmenter.py` with its
-defaults (1,400 steps of 16 pictures, 8 minutes of one core) from 900 views of 300 rendered objects and about 380
-pictures of rendered scenes, none with an object of the demo clips. `demo/benchmark_segmenter.py` prints how good it is
+`imprint_small.onnx` is ours: a U-Net of 0.35 M parameters at 128 x 128 px, made by `demo/train_segmenter.py` (7,500
+steps of 16 pictures, half an hour of one core) from 3,300 views and 2,200 scenes of 1,100 rendered objects and 2,160
+pictures of scenes with up to four, none with an object of the demo clips. `demo/benchmark_segmenter.py` prints its IoU
 on those clips. It knows toys and packages on floors; for photographs name a rembg model. Objects that touch are one
 foreground to it: see `imprint/segmentation/separator.py`.
 """
