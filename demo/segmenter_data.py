@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.tars import read_tar
 from demo import textures as tx
+from demo.world_shards import read_objects
 from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, encode_image, load_image
 
@@ -95,8 +95,8 @@ def load_scenes(folder: Path) -> Scenes:
 def load_world(folder: Path) -> tuple[Scenes, list[np.ndarray]]:
     """The scenes of a rendered world (`demo.training_world`), and views of each object alone, RGBA."""
     images, masks, views = [], [], list[np.ndarray]()
-    for path in sorted(folder.glob("*.tar")):
-        members = {name: decode_image(data, f"{path}:{name}") for name, data in read_tar(path).items() if name in WORLD}
+    for thing in read_objects(folder):
+        members = {name: decode_image(thing.members[name], f"{folder}/{thing.seed}.tar:{name}") for name in WORLD}
         views += _cut_views(members[name] for name in WORLD_VIEWS)
         images += [members[name] for name in WORLD_SCENES]
         masks += [members[name.replace("scene.jpg", "mask.png")][..., 0] for name in WORLD_SCENES]
