@@ -12,7 +12,7 @@ from tests.source_tree import PACKAGES, ROOT, load_modules
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-IN_EXTRAS = {"av", "onnx", "mitsuba", "drjit", "bitsandbytes", "prefect_dask", "distributed"}  # drjit comes with mitsuba
+IN_EXTRAS = {"av", "onnx", "mitsuba", "drjit", "bitsandbytes", "prefect_dask", "distributed"}
 
 
 def normalise(requirement: str) -> str:
