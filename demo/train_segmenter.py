@@ -1,6 +1,6 @@
 """Train the shipped segmentation network and export it to ONNX; see `imprint/segmentation/networks.py`.
 
-    python -m demo.train_segmenter --data work/segmenter --world work/world/objects --output imprint_small.onnx
+    python -m demo.train_segmenter --data work/segmentation --world work/world/objects --output imprint_small.onnx
 
 Needs the `render` extra's `onnx` package. The result follows from the data, the seed and the number of steps, on one
 machine with one thread count. The last tenth of the scenes is kept out of the training and measured at the end.
@@ -107,10 +107,12 @@ def compute_loss(logits: Tensor, opacity: Tensor) -> Tensor:
     """Binary cross-entropy plus Dice per picture. logits: [b 1 h w]; opacity: [b h w] in [0, 1]."""
     logits = logits[:, 0].float()
     entropy = F.binary_cross_entropy_with_logits(logits, opacity)
-    probability = torch.sigmoid(logits)
-    overlap = (probability * opacity).sum((1, 2))
-    dice = (2 * overlap + 20) / (probability.sum((1, 2)) + opacity.sum((1, 2)) + 20)
-    return entropy + 0.5 * (1 - dice).mean()
+    return entropy + 0.5 * (1 - compute_dice(torch.sigmoid(logits), opacity)).mean()
+
+
+def compute_dice(found: Tensor, truth: Tensor) -> Tensor:
+    """[b], of [b h w] in [0, 1]; close to 1 for both nearly empty."""
+    return (2 * (found * truth).sum((1, 2)) + 20) / (found.sum((1, 2)) + truth.sum((1, 2)) + 20)
 
 
 def train(

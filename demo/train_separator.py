@@ -1,6 +1,6 @@
 """Train the network that tells touching objects apart and export it; see `imprint/segmentation/separator.py`.
 
-    python -m demo.train_separator --data work/separator --world work/world/objects --output imprint_separator.onnx
+    python -m demo.train_separator --data work/segmentation --world work/world/objects --output imprint_separator.onnx
 
 Needs the `render` extra's `onnx` package. The last eighth of the scenes, by their seeds, is kept out of the training
 and measured at the end: how much of a mask the answers get wrong.
@@ -28,11 +28,11 @@ from demo.separator_data import (
     load_labelled,
     wear_mask,
 )
-from demo.train_segmenter import MAX_RATE, SmallUNet, export_onnx, fit, load_network
+from demo.train_segmenter import MAX_RATE, SmallUNet, compute_dice, export_onnx, fit, load_network
 from imprint.core.files import write_bytes_atomic
 from imprint.segmentation.separator import NUM_PLANES, SIDE_PX, build_planes, find_deepest
 
-LIMITS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.15)
+LIMITS = (0.03, 0.05, 0.08, 0.11, 0.14, 0.18, 0.24)  # of `touching.max_foreign_share`, to choose from
 WIDTHS = (8, 16, 32, 64, 80)  # channels at 80, 40, 20, 10 and 5 px
 
 
@@ -58,13 +58,8 @@ def compute_batch_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
     inside, target = masks.float() / 255.0, answers.float() / 255.0
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * inside
     own = torch.sigmoid(logits) * inside
-    dice = _compute_dice(own, target) + _compute_dice(inside - own, inside - target)
+    dice = compute_dice(own, target) + compute_dice(inside - own, inside - target)
     return (entropy.sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)).mean() + 0.5 * (2 - dice).mean()
-
-
-def _compute_dice(found: Tensor, truth: Tensor) -> Tensor:
-    """[b], of [b h w]; close to 1 for both nearly empty."""
-    return (2 * (found * truth).sum((1, 2)) + 20) / (found.sum((1, 2)) + truth.sum((1, 2)) + 20)
 
 
 def split_scenes(scenes: LabelledScenes) -> tuple[LabelledScenes, LabelledScenes]:
