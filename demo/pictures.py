@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
+
+if TYPE_CHECKING:
+    from demo.world import Light
 
 
 def to_srgb(linear: np.ndarray, exposure: float) -> np.ndarray:
@@ -21,10 +26,17 @@ def compute_exposure(linear: np.ndarray, level: float = 0.62) -> float:
     return level / max(float(np.percentile(linear[..., :3].mean(-1), 85)), 1e-4)
 
 
-def encode_cutout(linear: np.ndarray) -> np.ndarray:
-    """RGBA bytes of a linear cut-out; its own brightness sets the exposure, and clear pixels are black."""
-    inside = linear[linear[..., 3] > 0.5]
-    colour = to_srgb(linear[..., :3], compute_exposure(inside, level=0.6))
+def compute_card_exposure(light: Light, level: float) -> float:
+    """Factor that brings a white card in this light to `level` (linear): as a photographer would expose, whatever the
+    object, so that dark things stay dark."""
+    return level / (light.ambient + 0.7 * light.strength / np.pi)
+
+
+def encode_cutout(linear: np.ndarray, exposure: float | None = None) -> np.ndarray:
+    """RGBA bytes of a linear cut-out, clear pixels black; without an `exposure` its own brightness sets it."""
+    if exposure is None:
+        exposure = compute_exposure(linear[linear[..., 3] > 0.5], level=0.6)
+    colour = to_srgb(linear[..., :3], exposure)
     alpha = np.round(linear[..., 3:] * 255).astype(np.uint8)
     return np.concatenate([colour * (alpha > 0), alpha], -1)
 

@@ -1,7 +1,7 @@
 """The rendered world that the base model learns from: many objects, each seen alone and in scenes. Not shipped.
 
-Per object: NUM_CUTOUTS views on nothing, all round, under three lights in turn; and NUM_STAGES scenes, seen by
-CAMERAS_PER_STAGE cameras each. One tar per object; `demo.world_shards` packs them.
+Per object: NUM_CUTOUTS views on nothing, all round, under three lights in turn; and NUM_STAGES scenes, each seen by
+CAMERAS_PER_STAGE cameras with the object and without it. One tar per object; `demo.world_shards` packs them.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ import numpy as np
 
 from demo import textures as tx
 from demo.archive import write_tar
-from demo.pictures import compute_exposure, encode_cutout, to_srgb
+from demo.pictures import compute_card_exposure, encode_cutout, to_srgb
 from demo.rendering import render_cutouts, render_frames, render_mask
-from demo.world import Actor, Camera, Pose, build_stage, fit_camera, sample_light
+from demo.world import Actor, Camera, Light, Pose, build_stage, fit_camera, sample_light
 from imprint.core.pixels import encode_image
 
 NUM_CUTOUTS, NUM_LIGHTS = 12, 3
-NUM_STAGES, CAMERAS_PER_STAGE = 2, 1
+NUM_STAGES, CAMERAS_PER_STAGE = 4, 1
 SIZE_PX = 128
-CUTOUT_SAMPLES, SCENE_SAMPLES = 8, 8
+CUTOUT_SAMPLES, SCENE_SAMPLES = 16, 8
 WEBP_QUALITY, JPEG_QUALITY = 85, 90
 ROUGHNESS = 0.22
 PHOTO_SHARE = 0.5  # of the floors and walls
+SOFT_SHARE = 0.5  # of the scenes: under a large lamp and much light from all sides, as indoors
+CUTOUT_CARD, SCENE_CARD = (0.55, 1.0), (0.5, 1.1)  # linear, of a white card in the light: black things stay dark
 PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "rocket")
 
 
 def write_object(seed: int, folder: Path) -> None:
-    """`<seed>.tar`: `<k>.object.webp` (RGBA), `<k>.scene.jpg` with `<k>.mask.png`, and `views.json`, in `k` order."""
+    """`<seed>.tar`: `<k>.object.webp` (RGBA), `<k>.scene.jpg` with `<k>.plate.jpg` (the scene without the object) and
+    `<k>.mask.png`, and `views.json`, in `k` order."""
     target = folder / f"{seed}.tar"
     if target.exists():
         return
@@ -57,12 +60,14 @@ def _render_alone(seed: int, actor: Actor) -> tuple[dict[str, bytes], list[dict]
             elevation, fov = float(rng.uniform(5, 42)), float(rng.uniform(28, 44))
             camera = Camera((0, 0, 0.9), 7, elevation, fov_deg=fov, azimuth_deg=turn)
             cameras.append(fit_camera(camera, [actor.points(pose)], fill=float(rng.uniform(0.85, 0.93))))
-        light = sample_light(rng)
+        light = draw_light(rng)
+        exposure = compute_card_exposure(light, level=float(rng.uniform(*CUTOUT_CARD)))
         pictures = render_cutouts(
             actor, pose, light, cameras, size_px=SIZE_PX, num_samples=CUTOUT_SAMPLES, seed=seed * 8 + group
         )
         for number, turn, linear in zip(numbers, turns, pictures, strict=True):
-            members[f"{number:02d}.object.webp"] = encode_image(_smooth(encode_cutout(linear)), ".webp", WEBP_QUALITY)
+            cutout = _smooth(encode_cutout(linear, exposure))
+            members[f"{number:02d}.object.webp"] = encode_image(cutout, ".webp", WEBP_QUALITY)
             views.append({"index": number, "kind": "alone", "turn_deg": round(turn % 360, 1)})
     return members, sorted(views, key=lambda view: view["index"])
 
@@ -76,7 +81,7 @@ def _render_scenes(seed: int, actor: Actor) -> tuple[dict[str, bytes], list[dict
     members, views = {}, []
     for number in range(NUM_STAGES):
         rng = np.random.default_rng([seed, 12, number])
-        stage = build_stage(seed * 4 + number, draw_surface=draw_surface)
+        stage = build_stage(seed * 4 + number, draw_surface=draw_surface, draw_light=draw_light)
         pose = Pose(yaw_deg=float(rng.uniform(0, 360)), heading_deg=0.0)
         cameras = []
         for _ in range(CAMERAS_PER_STAGE):
@@ -84,19 +89,39 @@ def _render_scenes(seed: int, actor: Actor) -> tuple[dict[str, bytes], list[dict
             camera = Camera((0, 0, 0.7), 8, elevation, fov_deg=float(rng.uniform(28, 42)), azimuth_deg=azimuth)
             camera = fit_camera(camera, [actor.points(pose)], fill=float(rng.uniform(0.38, 0.7)))
             cameras.append(_shift_view(camera, rng))
-        pictures = render_frames(
-            stage, [(actor, pose)], cameras, size_px=SIZE_PX, num_samples=SCENE_SAMPLES, seed=seed * 8 + 4 + number
+        full, empty = (
+            render_frames(
+                stage, cast, cameras, size_px=SIZE_PX, num_samples=SCENE_SAMPLES, seed=seed * 8 + 4 + number
+            )
+            for cast in ([(actor, pose)], [])
         )
-        level = float(rng.uniform(0.45, 0.7))
-        for place, (camera, linear) in enumerate(zip(cameras, pictures, strict=True)):
+        exposure = compute_card_exposure(stage.light, level=float(rng.uniform(*SCENE_CARD)))
+        for place, (camera, scene, plate) in enumerate(zip(cameras, full, empty, strict=True)):
             index = NUM_CUTOUTS + number * CAMERAS_PER_STAGE + place
             mask = render_mask([(actor, pose)], camera, size_px=SIZE_PX) > 0
-            scene = to_srgb(linear, compute_exposure(linear, level=level))
-            members[f"{index:02d}.scene.jpg"] = encode_image(scene, ".jpg", JPEG_QUALITY)
+            for name, picture in (("scene", scene), ("plate", plate)):
+                data = encode_image(to_srgb(picture, exposure), ".jpg", JPEG_QUALITY)
+                members[f"{index:02d}.{name}.jpg"] = data
             members[f"{index:02d}.mask.png"] = encode_image(mask, ".png")
             turn = (camera.azimuth_deg + pose.yaw_deg) % 360
             views.append({"index": index, "kind": "scene", "turn_deg": round(turn, 1), "stage": number})
     return members, views
+
+
+def draw_light(rng: np.random.Generator) -> Light:
+    """As in the demo, or soft: a large lamp high at one side, and more light from all around."""
+    light = sample_light(rng)
+    if rng.random() >= SOFT_SHARE:
+        return light
+    side = float(rng.choice([-1.0, 1.0]))
+    return replace(
+        light,
+        azimuth_deg=side * float(rng.uniform(35, 85)),
+        elevation_deg=float(rng.uniform(50, 72)),
+        radius=float(rng.uniform(2.0, 3.2)),
+        strength=float(rng.uniform(1.2, 3.0)),
+        ambient=float(rng.uniform(0.4, 1.0)),
+    )
 
 
 def _shift_view(camera: Camera, rng: np.random.Generator) -> Camera:

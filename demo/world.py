@@ -213,15 +213,20 @@ def _sky(rng: np.random.Generator) -> np.ndarray:
 
 
 def build_stage(
-    seed: int, *, room: float = 0.0, high_light: bool = False, draw_surface: DrawSurface = tx.surface
+    seed: int,
+    *,
+    room: float = 0.0,
+    high_light: bool = False,
+    draw_surface: DrawSurface = tx.surface,
+    draw_light: Callable[[np.random.Generator], Light] = sample_light,
 ) -> Stage:
     """Floor, background and light of a seed; walls stand `room` further off than the 3.2 to 6.5 units drawn.
 
     `high_light` brings the light's elevation from 32..70 to 50..72 degrees, for short shadows; `draw_surface` gives
-    the pictures on floor and walls.
+    the pictures on floor and walls, `draw_light` the light.
     """
     rng = np.random.default_rng([seed, 2])
-    light = sample_light(rng)
+    light = draw_light(rng)
     if high_light:
         light = replace(light, elevation_deg=50 + (light.elevation_deg - 32) * 22 / 38)
     background = str(rng.choice(BACKGROUNDS, p=[0.4, 0.2, 0.25, 0.15]))
