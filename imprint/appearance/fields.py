@@ -1,0 +1,30 @@
+"""What the network answers: few numbers, coarse and smooth, that a picture of any size is rendered from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Over the scene crop, whose coordinates go from -1 to 1 (x to the right, y down), as the reference's do.
+
+    affine: crop coordinates to reference coordinates; flow: added to them, in the reference's units; gain: the
+    logarithm of the object's light per colour; shadow: of the background's, from 0 (none) up, taken away; fill: what
+    `replace` adds to the smooth continuation of the surroundings, in [-1, 1]'s units; log_error: the logarithm of the
+    loss that the network expects of its own answer.
+    """
+
+    affine: Float[Tensor, "b 2 3"]
+    flow: Float[Tensor, "b 2 g g"]
+    gain: Float[Tensor, "b 3 g g"]
+    shadow: Float[Tensor, "b 3 f f"]
+    fill: Float[Tensor, "b 3 f f"]
+    log_error: Float[Tensor, " b"]
+
+    def select(self, row: int) -> Fields:
+        """Those of one sample, as a batch of one."""
+        return Fields(**{field.name: getattr(self, field.name)[row : row + 1] for field in fields(self)})
