@@ -227,6 +227,7 @@ class Evaluate(Section):
     steps: Count
     guidance: Annotated[float, Field(ge=1.0)]
     draws: Count  # of noise per step, whose mean is taken
+    strength: Share | None  # 1: from noise; 0: the appearance flow alone; empty: as the model has it
     seed: int
     threads: Count
     batch_size: Count

@@ -53,7 +53,9 @@ def _make_batch(
     """A batch is made whole or read whole, so that a resumed run computes in the same batches."""
     if all(path.is_file() for path in paths):
         return [load_image(path) for path in paths]
-    images = compositor.composite_batch(requests, steps=section.steps, guidance=section.guidance, draws=section.draws)
+    sampling = {"steps": section.steps, "guidance": section.guidance, "draws": section.draws}
+    sampling |= {"strength": section.strength}
+    images = [made.picture for made in compositor.composite_batch(requests, **sampling)]
     for path, image in zip(paths, images, strict=True):
         save_image(path, image)
     return images

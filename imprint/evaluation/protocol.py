@@ -18,6 +18,7 @@ NAME = f"imprint-cases-{METRICS_VERSION}"
 def build_protocol(section: Evaluate, cases_digest: str, num_cases: int) -> dict[str, Any]:
     """Name, hash and what a reader wants to see. The hash covers cases, holes, definitions, sampling, seed."""
     sampling = {"steps": section.steps, "guidance": section.guidance, "draws": section.draws}
+    sampling |= {"strength": section.strength}
     covered = {
         "name": NAME,
         "cases": cases_digest,

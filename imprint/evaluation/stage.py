@@ -28,6 +28,7 @@ CODE = (
     "imprint.diffusion",
     "imprint.evaluation",
     "imprint.inference",
+    "imprint.appearance",
     "imprint.models",
     "imprint.segmentation",
     "imprint.tracking",
