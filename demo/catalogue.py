@@ -7,6 +7,7 @@ from dataclasses import dataclass
 # Disjoint: an object of one range is in no data of another.
 CLIP_SEEDS = range(10_000)
 CASE_SEEDS = range(10_000, 20_000)
+EXAMPLE_SEEDS = range(20_000, 21_000)
 SEGMENTER_SEEDS = range(100_000, 200_000)
 TRAINING_SEEDS = range(1_000_000, 2_000_000)
 HELD_OUT_SEEDS = range(2_000_000, 2_010_000)

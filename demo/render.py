@@ -71,6 +71,12 @@ def _clip_task(index: int, folder: Path, first_seed: int) -> None:
     write_clip(index, folder, first_seed=first_seed)
 
 
+def _example_task(folder: Path) -> None:
+    from demo.example import write_example
+
+    write_example(folder)
+
+
 def _case_task(index: int, folder: Path) -> None:
     from demo.cases import write_case
 
@@ -113,6 +119,11 @@ def render_clips(args: argparse.Namespace) -> None:
         pack_clips(args.out, ASSETS)
 
 
+def render_example(args: argparse.Namespace) -> None:
+    """The pictures that `imprint composite` is shown with: an object, a background and a mask."""
+    run_pool([partial(_example_task, args.out)], "example", args)
+
+
 def render_cases(args: argparse.Namespace) -> None:
     """The test cases with ground truth, then their archive."""
     from demo.archive import pack_cases
@@ -129,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m demo.render", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     entries = {"clips": render_clips, "cases": render_cases, "world": render_world, "scenes": render_scenes}
+    entries |= {"example": render_example}
     for name, action in entries.items():
         command = commands.add_parser(name, help=(action.__doc__ or "").strip(), description=action.__doc__)
         command.add_argument("--out", type=Path, required=True, help="folder for the pictures; keeps what is there")

@@ -58,7 +58,7 @@ def draw_sample(rules: DrawRules, pairs: Mapping[PairKind, Sequence[PairRecord]]
     kind = _draw_key(rng, sorted(pairs), rules.mixture)
     pair = pairs[kind][int(rng.integers(len(pairs[kind])))]
     level = _draw_key(rng, MASK_LEVELS, rules.levels)
-    margin_share = float(rng.uniform(0.0, rules.max_contact_margin))
+    margin_share = _draw_margin(rng, level, rules.max_contact_margin)
     mirrored = bool(rng.random() < rules.flip_rate)
     red, green, blue = (int(channel) for channel in rng.permutation(3))
     channels = (red, green, blue) if rng.random() < rules.swap_rate else (0, 1, 2)
@@ -77,6 +77,12 @@ def draw_sample(rules: DrawRules, pairs: Mapping[PairKind, Sequence[PairRecord]]
         detail=rules.detail,
         hides=hides,
     )
+
+
+def _draw_margin(rng: np.random.Generator, level: MaskLevel, most: float) -> float:
+    """None for half of the holes, and for none that is the object's very outline: so people paint them."""
+    drawn = max(0.0, 2.0 * float(rng.random()) - 1.0) * most
+    return 0.0 if level == "exact" else drawn
 
 
 def _draw_key(rng: np.random.Generator, keys: Sequence[Key], shares: Mapping[Key, float]) -> Key:

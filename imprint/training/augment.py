@@ -68,9 +68,9 @@ def meter_scenes(
     first_row: int = 0,
     batch_size: int = 0,
 ) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b 3 s s"]]:
-    """Scenes with their backgrounds, in [-1, 1], as a camera's metering would have exposed them: what surrounds the hole
-    is brought towards middle grey, by up to `share` of the way. Else a dark ground would pass for little light, and a
-    thing put on it would be darkened. first_row, batch_size: as above."""
+    """Scenes with their backgrounds, in [-1, 1], as a camera's metering would have exposed them: what surrounds the
+    hole is brought towards middle grey, by up to `share` of the way. Else a dark ground would pass for little light,
+    and a thing put on it would be darkened. first_row, batch_size: as above."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(batch_size or len(scene), generator=generator)[first_row : first_row + len(scene)]
     beside = (~hole).float()
