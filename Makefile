@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down drill drill-operations drill-restore drill-team world base base-cpu base-more lint format lock render clean
+.PHONY: help install demo test up down drill drill-operations drill-restore drill-team world base base-cpu base-more base-flow lint format lock render clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -68,6 +68,9 @@ base-cpu: $(INSTALLED)  ## The same on two idle CPU cores, within two hours
 
 base-more: $(INSTALLED)  ## Go on training checkpoints/base, 80 min on one CPU core with AVX512_BF16; as often as you like
 	python -m imprint train-base --shards $(WORLD)/shards --params params/base-more.yaml --work work/base-more
+
+base-flow: $(INSTALLED)  ## Train the appearance flow of checkpoints/base alone, 90 min on two CPU cores with AVX512_BF16
+	python -m imprint train-base --shards $(WORLD)/shards --params params/base-flow.yaml --work work/base-flow
 
 lint: $(INSTALLED)  ## Style and types
 	python -m ruff check .

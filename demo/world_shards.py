@@ -22,7 +22,7 @@ from imprint.core.records import PairKind, PairRecord, Split, ViewRecord, build_
 
 TRACK = 1
 VAL_EVERY = 50  # of the training seeds
-NEAR_DEG = 80.0  # a pair is near when the views differ by no more
+NEAR_DEG = 60.0  # a pair is near when the views differ by no more
 NEAR_PER_VIEW, FAR_PER_VIEW = 4, 1
 SHARD_MB = 32.0
 SOURCE, LICENCE = "demo/training_world.py", "CC0-1.0"
@@ -126,7 +126,7 @@ def _build_pair(thing: WorldObject, kind: PairKind, reference: dict, target: dic
 
 def _name_members(thing: WorldObject, quality: int | None) -> dict[str, bytes]:
     """`<view_id>.<part>` => bytes. The names keep the pipeline's endings; the reader looks at the content."""
-    names = {"object.webp": "object.png", "scene.jpg": "scene.jpg", "mask.png": "mask.png"}
+    names = {"object.webp": "object.png", "scene.jpg": "scene.jpg", "mask.png": "mask.png", "plate.jpg": "plate.jpg"}
     named = {}
     for member, data in thing.members.items():
         number, _, part = member.partition(".")
@@ -165,9 +165,10 @@ def _index_shard(path: Path, part: list[WorldObject]) -> list[ViewRecord]:
     for thing in part:
         for view in thing.views:
             view_id = build_id(thing.clip_id, TRACK, view["index"])
-            (object_offset, object_bytes), (scene_offset, scene_bytes), (mask_offset, mask_bytes) = (
-                spans.get(f"{view_id}.{name}", (0, 0)) for name in ("object.png", "scene.jpg", "mask.png")
-            )
+            parts = {
+                name: spans.get(f"{view_id}.{name}", (0, 0))
+                for name in ("object.png", "scene.jpg", "mask.png", "plate.jpg")
+            }
             rows.append(
                 ViewRecord(
                     view_id=view_id,
@@ -176,12 +177,14 @@ def _index_shard(path: Path, part: list[WorldObject]) -> list[ViewRecord]:
                     track=TRACK,
                     sample_index=view["index"],
                     shard=path.name,
-                    object_offset=object_offset,
-                    object_bytes=object_bytes,
-                    scene_offset=scene_offset,
-                    scene_bytes=scene_bytes,
-                    mask_offset=mask_offset,
-                    mask_bytes=mask_bytes,
+                    object_offset=parts["object.png"][0],
+                    object_bytes=parts["object.png"][1],
+                    scene_offset=parts["scene.jpg"][0],
+                    scene_bytes=parts["scene.jpg"][1],
+                    mask_offset=parts["mask.png"][0],
+                    mask_bytes=parts["mask.png"][1],
+                    plate_offset=parts["plate.jpg"][0],
+                    plate_bytes=parts["plate.jpg"][1],
                 )
             )
     return rows

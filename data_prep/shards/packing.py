@@ -66,4 +66,6 @@ def _build_row(view_id: str, key: ViewKey, shard: str, offsets: Sequence[int], s
         scene_bytes=sizes[1],
         mask_offset=offsets[2],
         mask_bytes=sizes[2],
+        plate_offset=0,
+        plate_bytes=0,
     )

@@ -9,7 +9,7 @@ from imprint.appearance.fields import Fields
 from imprint.appearance.losses import FlowWeights, compute_flow_losses
 from imprint.appearance.network import AppearanceFlow
 from imprint.appearance.placement import compute_placement, find_boxes
-from imprint.appearance.rendering import Rendering, build_grid, fill_smoothly, render, warp_reference
+from imprint.appearance.rendering import Rendering, build_grid, compute_behind, fill_smoothly, render, warp_reference
 
 __all__ = [
     "AppearanceFlow",
@@ -17,6 +17,7 @@ __all__ = [
     "FlowWeights",
     "Rendering",
     "build_grid",
+    "compute_behind",
     "compute_flow_losses",
     "compute_placement",
     "fill_smoothly",

@@ -40,7 +40,6 @@ def compute_flow_losses(
     mask: Bool[Tensor, "b 1 s s"],
     hole: Bool[Tensor, "b 1 s s"],
     has_plate: Bool[Tensor, " b"],
-    placement: Float[Tensor, "b 2 3"],
     weights: FlowWeights,
 ) -> Float[Tensor, " b"]:
     """Loss per sample. Pictures are 0-1; background: what stands behind the object, the plate or the filled hole;
@@ -54,7 +53,7 @@ def compute_flow_losses(
     share = torch.where(has_plate, weights.background, weights.hidden_background)
     restraint = (
         weights.bend * _mean_square_slope(fields.flow)
-        + weights.reach * (_mean_square(fields.flow) + _mean_square(fields.affine - placement))
+        + weights.reach * (_mean_square(fields.flow) + _mean_square(fields.affine - fields.placement))
         + weights.uneven_gain * _mean_square_slope(fields.gain)
         + weights.gain * fields.gain.mean(dim=(2, 3)).square().mean(dim=1)
     )

@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from imprint.appearance.fields import Fields
+from imprint.appearance.placement import compute_placement
 from imprint.appearance.rendering import apply_affine, build_grid
 from imprint.core.masks import MASK_LEVELS
+from imprint.core.pixels import MID_GREY
 
 CELL_PX = 4  # pixels per side that are moved into channels
 _INPUTS = 3 + 1 + 1 + 4  # background, hole, whether it is hidden, the pasted reference
@@ -65,10 +67,11 @@ class AppearanceFlow(ModelMixin, ConfigMixin):
         tokens: Float[Tensor, "b n d"],
         counts: Bool[Tensor, "b n"] | None,
         level: Int[Tensor, " b"] | None,
-        placement: Float[Tensor, "b 2 3"],
     ) -> Fields:
-        """background: 0-1, mid-grey in the hole where it is `hidden` (checked by nobody: `imprint.appearance.inputs`
-        does it); reference: RGBA 0-1, premultiplied; placement: of `compute_placement`."""
+        """background: 0-1; its hole's content counts for nothing where it is `hidden`. reference: RGBA 0-1, colours
+        premultiplied by the opacity; tokens: of the identity encoder, of which those count that `counts` names."""
+        background = torch.where(hole & hidden[:, None, None, None], MID_GREY / 255.0, background)
+        placement = compute_placement(reference[:, 3:], hole, level)
         size_px = self.config["size_px"]
         grid = build_grid(size_px, size_px, background.device)
         placed = F.grid_sample(reference, apply_affine(placement, grid), padding_mode="zeros", align_corners=False)
@@ -87,6 +90,7 @@ class AppearanceFlow(ModelMixin, ConfigMixin):
             features, coarse, pooled = features.float(), coarse.float(), pooled.float()
             change = _SCALE * self.affine(pooled).view(-1, 2, 3)
             return Fields(
+                placement=placement,
                 affine=placement + compose(change, placement),
                 flow=_SCALE * self.flow(coarse),
                 gain=_MAX_GAIN * torch.tanh(self.gain(coarse) / _MAX_GAIN),

@@ -46,6 +46,18 @@ def render(
     )
 
 
+def compute_behind(
+    fields: Fields,
+    background: Float[Tensor, "b 3 h w"],
+    hidden_hole: Bool[Tensor, "b 1 h w"],
+    grid: Float[Tensor, "1 h w 2"],
+) -> Float[Tensor, "b 3 h w"]:
+    """What stands behind the object: the background, and where the hole's content is hidden what the network makes of
+    its surroundings. Both 0-1."""
+    filled = fill_smoothly(background, hidden_hole) + enlarge(fields.fill, grid)
+    return torch.where(hidden_hole, filled, background)
+
+
 def warp_reference(
     fields: Fields, reference: Float[Tensor, "b c r r"], grid: Float[Tensor, "1 h w 2"], *, mode: str = "bilinear"
 ) -> Float[Tensor, "b c h w"]:
@@ -85,12 +97,8 @@ def fill_smoothly(
     hole holds is not seen."""
     keep = (~hole).to(picture.dtype)
     height, width = picture.shape[2:]
-    sums, counts = picture * keep, keep
-    if min(height, width) > 1 and bool(hole.any()):
-        coarse_sums, coarse_counts = (F.avg_pool2d(values, 2, ceil_mode=True) for values in (sums, counts))
-        known = coarse_counts > 0
-        coarse = torch.where(known, coarse_sums / coarse_counts.clamp(min=1e-6), torch.zeros_like(coarse_sums))
-        coarse = fill_smoothly(coarse, ~known)
-        pulled = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-        return torch.where(hole, pulled, picture)
-    return torch.where(hole, torch.zeros_like(picture), picture)
+    if max(height, width) == 1:
+        return picture * keep
+    sums, counts = (F.avg_pool2d(values, 2, ceil_mode=True) for values in (picture * keep, keep))
+    coarse = fill_smoothly(sums / counts.clamp(min=1e-6), counts <= 0)
+    return torch.where(hole, F.interpolate(coarse, size=(height, width), mode="bilinear"), picture)

@@ -129,6 +129,14 @@ class Rates(Section):
     unet: Positive
 
 
+class CompositorRates(Rates):
+    """A part whose rate is 0 does not train; without adapter and U-Net there is no diffusion loss to compute."""
+
+    adapter: Annotated[float, Field(ge=0.0)]
+    unet: Annotated[float, Field(ge=0.0)]
+    appearance_flow: Annotated[float, Field(ge=0.0)]
+
+
 class Training(Section):
     """What both training stages share."""
 
@@ -137,7 +145,7 @@ class Training(Section):
     loader_workers: Natural  # of each process
     processes: Natural  # on this machine; 0: one per GPU. Under torchrun those count that it has started
     cpu_precision: Literal["float32", "bfloat16"]  # the latter needs AVX512_BF16; a GPU always trains in bfloat16
-    max_steps: Count
+    max_steps: Natural  # 0: the model that training starts from, as it is
     max_hours: Annotated[float, Field(ge=0.0)]  # of training in all, resumed ones included; 0: no limit
     batch_size: Count  # of a step, of all processes together
     accumulate_steps: Count  # a process takes its share of the batch in so many parts
@@ -176,6 +184,7 @@ class PresetOptions(Section):
     blending: Literal["clean", "noised", "none"]  # of the background; clean is the paper's
     max_references: Annotated[int, Field(ge=1, le=8)]  # views of the object, drawn per sample; 1 is the paper's
     detail_crop: bool  # a zoomed crop of the reference as well; false is the paper's
+    appearance_flow: bool  # the object's pixels come from the reference; false is the paper's
 
 
 class Weights(Section):
@@ -201,6 +210,9 @@ class FreezeEncoder(Section):
 
 
 class TrainCompositor(Training):
+    learning_rate: CompositorRates
+    exposure_jitter: Annotated[float, Field(ge=0.0)]  # of the reference, in stops; its white balance by a third of it
+    hide_rate: Share  # of plates: the appearance flow learns to `replace`, else to `insert`
     mask_levels: dict[MaskLevel, Share]  # drawn per sample
     max_contact_margin: Annotated[float, Field(ge=0.0, le=0.3)]  # of the object's size
     condition_on_level: bool

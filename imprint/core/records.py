@@ -102,10 +102,12 @@ class PairRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRecord:
-    """One training-ready view in a shard: `<view_id>.object.png`, `.scene.jpg` and `.mask.png`, by byte offset.
+    """One training-ready view in a shard: `<view_id>.object.png`, `.scene.jpg`, `.mask.png` and `.plate.jpg`, by byte
+    offset.
 
     object: RGBA [reference_px, reference_px, 4]; scene: RGB [size_px, size_px, 3] around the object;
-    mask: grey [size_px, size_px], the object in the scene, 0 or 255.
+    mask: grey [size_px, size_px], the object in the scene, 0 or 255; plate: RGB like the scene, without the object
+    (rendered scenes have one, footage has none).
     A part of 0 bytes is not stored but follows from the others: an object seen alone (no scene, no mask) has black
     about it, and an object that is stored in its scene only is cut out of it.
     """
@@ -122,6 +124,8 @@ class ViewRecord:
     scene_bytes: int
     mask_offset: int
     mask_bytes: int
+    plate_offset: int
+    plate_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,7 @@ SCHEMA_VERSIONS: dict[type, int] = {
     FrameRecord: 1,
     MaskRecord: 1,
     PairRecord: 1,
-    ViewRecord: 1,
+    ViewRecord: 2,
     Rejection: 1,
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imprint.core.masks import MASK_LEVELS, add_contact_margin, compute_mask_levels, compute_object_size_px
 from imprint.core.pixels import put_on_black, resize_image, to_model_range
-from imprint.core.prepare import list_object_crops
+from imprint.core.prepare import fill_hole, list_object_crops
 from imprint.core.records import PairKind
 from imprint.data.draws import Draw
 from imprint.data.shards import View
@@ -45,7 +45,8 @@ class CompositingBatch:
     """Stage 2. Images in [-1, 1]; scene: the target, with the object in it; hole: true where the model has to paint.
 
     kind, opacity, more, more_opacity, present: as in `IdentityBatch`; is_single: the reference is the target view
-    itself, to be augmented; level: index into MASK_LEVELS.
+    itself, to be augmented; level: index into MASK_LEVELS; mask: the object's own in the scene; background: what is
+    known of the scene without the object, of which the hole's content is grey where it is hidden (`hidden`).
     """
 
     position: Int[Tensor, " b"]
@@ -59,6 +60,9 @@ class CompositingBatch:
     scene: Float[Tensor, "b 3 s s"]
     hole: Bool[Tensor, "b 1 s s"]
     level: Int[Tensor, " b"]
+    mask: Bool[Tensor, "b 1 s s"]
+    background: Float[Tensor, "b 3 s s"]
+    hidden: Bool[Tensor, " b"]
 
 
 Batch = TypeVar("Batch", IdentityBatch, CompositingBatch)
@@ -85,11 +89,13 @@ def build_compositing_sample(
     level, scene = draw.level, target.scene
     if draw.pair.kind == "multiview":
         level, scene = MASK_LEVELS[-1], _put_target_on_black(target)
-        hole = np.ones(scene.shape[:2], dtype=bool)
+        mask = hole = np.ones(scene.shape[:2], dtype=bool)
     else:
         mask = _mirror(draw, target.mask)
         hole = compute_mask_levels(mask)[level]
         hole = add_contact_margin(hole, compute_object_size_px(mask), draw.margin_share)
+    hidden = draw.hides or target.plate is None
+    background = _apply(draw, scene if target.plate is None else target.plate)
     return CompositingBatch(
         position=torch.tensor([draw.position]),
         kind=torch.tensor([PAIR_KINDS.index(draw.pair.kind)]),
@@ -98,6 +104,9 @@ def build_compositing_sample(
         scene=_to_tensor(_apply(draw, scene)),
         hole=torch.from_numpy(np.ascontiguousarray(hole))[None, None],
         level=torch.tensor([MASK_LEVELS.index(level)]),
+        mask=torch.from_numpy(np.ascontiguousarray(mask))[None, None],
+        background=_to_tensor(fill_hole(background, hole) if hidden else background),
+        hidden=torch.tensor([hidden]),
     )
 
 
@@ -127,8 +136,9 @@ def halve_batch(batch: Batch) -> Batch:
     """Targets of half the side: a pixel is the mean of four, and a hole wherever one was. References stay."""
     if isinstance(batch, IdentityBatch):
         return replace(batch, target=F.avg_pool2d(batch.target, 2))
-    hole = F.max_pool2d(batch.hole.float(), 2) > 0
-    return replace(batch, scene=F.avg_pool2d(batch.scene, 2), hole=hole)
+    hole, mask = F.max_pool2d(batch.hole.float(), 2) > 0, F.avg_pool2d(batch.mask.float(), 2) >= 0.5
+    scene, background = F.avg_pool2d(batch.scene, 2), F.avg_pool2d(batch.background, 2)
+    return replace(batch, scene=scene, background=background, hole=hole, mask=mask)
 
 
 def _put_target_on_black(target: View) -> np.ndarray:

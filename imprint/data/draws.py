@@ -21,7 +21,8 @@ class DrawRules:
 
     mixture: kind of pair => share; levels: mask level => share; max_contact_margin: of the object's size;
     flip_rate: mirrored left to right; swap_rate: colour channels permuted (both in reference and target alike);
-    max_references: so many views of the object are shown at most; detail: a zoomed crop of each as well.
+    max_references: so many views of the object are shown at most; detail: a zoomed crop of each as well;
+    hide_rate: what lies in the hole is not shown although it is known (a plate).
     """
 
     mixture: Mapping[PairKind, float]
@@ -31,6 +32,7 @@ class DrawRules:
     swap_rate: float = 0.0
     max_references: int = 1
     detail: bool = False
+    hide_rate: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Draw:
     others: tuple[float, ...] = ()  # one per further view of the object: its place among those that there are, 0-1
     max_references: int = 1
     detail: bool = False
+    hides: bool = True
 
 
 def draw_sample(rules: DrawRules, pairs: Mapping[PairKind, Sequence[PairRecord]], *, seed: int, position: int) -> Draw:
@@ -61,6 +64,7 @@ def draw_sample(rules: DrawRules, pairs: Mapping[PairKind, Sequence[PairRecord]]
     channels = (red, green, blue) if rng.random() < rules.swap_rate else (0, 1, 2)
     # drawn last, so that all else is as it would be with one view
     others = rng.random(int(rng.integers(rules.max_references))) if rules.max_references > 1 else ()
+    hides = bool(rng.random() < rules.hide_rate)
     return Draw(
         position=position,
         pair=pair,
@@ -71,6 +75,7 @@ def draw_sample(rules: DrawRules, pairs: Mapping[PairKind, Sequence[PairRecord]]
         others=tuple(float(share) for share in others),
         max_references=rules.max_references,
         detail=rules.detail,
+        hides=hides,
     )
 
 

@@ -22,15 +22,18 @@ CACHE_SHARE = 0.25  # of the machine's memory, at most
 
 @dataclass(frozen=True)
 class View:
-    """A view as packed: object uint8 [r, r, 4], scene uint8 [s, s, 3], mask bool [s, s] of the object in the scene."""
+    """A view as packed: object uint8 [r, r, 4], scene uint8 [s, s, 3], mask bool [s, s] of the object in the scene;
+    plate uint8 [s, s, 3]: the scene without the object, where that is known."""
 
     object_rgba: np.ndarray
     scene: np.ndarray
     mask: np.ndarray
+    plate: np.ndarray | None = None
 
     @property
     def num_bytes(self) -> int:
-        return self.object_rgba.nbytes + self.scene.nbytes + self.mask.nbytes
+        plate_bytes = 0 if self.plate is None else self.plate.nbytes
+        return self.object_rgba.nbytes + self.scene.nbytes + self.mask.nbytes + plate_bytes
 
 
 class ShardReader:
@@ -91,6 +94,7 @@ class ShardReader:
             "object.png": (row.object_offset, row.object_bytes),
             "scene.jpg": (row.scene_offset, row.scene_bytes),
             "mask.png": (row.mask_offset, row.mask_bytes),
+            "plate.jpg": (row.plate_offset, row.plate_bytes),
         }
         stored = {member: span for member, span in spans.items() if span[1] > 0}
         start = min(offset for offset, _ in stored.values())
@@ -103,8 +107,9 @@ class ShardReader:
         if row.scene_bytes == 0:
             return view_alone(parts["object.png"])
         scene, mask = parts["scene.jpg"][..., :3], parts["mask.png"][..., 0] > 127
-        found = parts.get("object.png")
-        return View(crop_object(scene, mask, scene.shape[0]) if found is None else found, scene, mask)
+        found, plate = parts.get("object.png"), parts.get("plate.jpg")
+        thing = crop_object(scene, mask, scene.shape[0]) if found is None else found
+        return View(thing, scene, mask, None if plate is None else plate[..., :3])
 
     def _load_sources(self) -> list[dict]:
         """What the views were made of: dicts of `source`, `licence` and `items`; none where the folder does not say."""

@@ -58,7 +58,13 @@ def build_meta_model(
     with META:
         model = ImprintModel(preset)
         prepare_model(model, params, device=META)
-    apply_freeze_map(model, task.stage, from_scratch=from_scratch, train_middle_block=train_middle_block)
+    apply_freeze_map(
+        model,
+        task.stage,
+        from_scratch=from_scratch,
+        train_middle_block=train_middle_block,
+        rates=task.params.learning_rate.model_dump(),
+    )
     return model.train()
 
 
@@ -112,8 +118,9 @@ def build_batch(model: ImprintModel, task: Task, batch_size: int) -> tuple[Any, 
         if task.stage == "identity":
             return IdentityBatch(**shared, target=picture), noising
         hole = torch.ones(batch_size, 1, size_px, size_px, dtype=torch.bool)
-        places = {"is_single": noising.is_null, "level": noising.timestep}
-        return CompositingBatch(**shared, **places, scene=picture, hole=hole), noising
+        places = {"is_single": noising.is_null, "level": noising.timestep, "hidden": noising.is_null}
+        pictures = {"scene": picture, "background": picture, "hole": hole, "mask": hole}
+        return CompositingBatch(**shared, **places, **pictures), noising
 
 
 class GpuRules(TorchFunctionMode):

@@ -87,12 +87,22 @@ def load_preset(directory: Path) -> Preset:
         raise InputError(f"{directory}/imprint.json describes another kind of model; retrain it") from None
 
 
-def load_model(directory: Path) -> ImprintModel:
-    """A whole model, in evaluation mode; `InputError` if a part is missing or is not the one that the card records."""
-    model = build_model(load_preset(directory), seed=0)
+def load_model(directory: Path, preset: Preset | None = None, *, seed: int = 0) -> ImprintModel:
+    """A whole model, in evaluation mode; `InputError` if a part is missing or is not the one that the card records.
+
+    preset: of the model to build, where it is not the folder's own: an appearance flow that the folder has not is a new
+    one, from the seed.
+    """
+    model = build_model(preset or load_preset(directory), seed=seed)
     for part in model.parts:
-        load_part(model, part, directory)
+        if preset is None or not is_new_flow(part, directory):
+            load_part(model, part, directory)
     return model
+
+
+def is_new_flow(part: str, directory: Path) -> bool:
+    """Whether `part` is an appearance flow that the model in `directory` was trained without."""
+    return part == "appearance_flow" and part not in load_card(directory).get("digests", {})
 
 
 def load_encoder(directory: Path) -> ObjectEncoder:

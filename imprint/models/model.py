@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from imprint.appearance.network import AppearanceFlow
 from imprint.models.adapter import ContentAdapter
 from imprint.models.backbone import build_backbone, compute_features
 from imprint.models.codec import PixelUnshuffleCodec, VaeCodec
@@ -31,7 +32,8 @@ class ImprintModel(nn.Module):
     """Object image -> tokens -> denoised latents.
 
     backbone: DINOv2 or CLIP; adapter: its features to the U-Net's condition; unet: predicts what
-    `preset.prediction_type` says; codec: pixels <=> latents, by `vae` where the preset has one.
+    `preset.prediction_type` says; codec: pixels <=> latents, by `vae` where the preset has one; appearance_flow: beyond
+    the paper, None where the preset has none.
     """
 
     def __init__(self, preset: Preset) -> None:
@@ -42,6 +44,7 @@ class ImprintModel(nn.Module):
         self.unet = _build_unet(preset)
         self.vae = None if preset.vae is None else _build_vae(preset.vae)
         self.codec = PixelUnshuffleCodec(preset.unshuffle) if self.vae is None else VaeCodec(self.vae)
+        self.appearance_flow = None if preset.appearance_flow is None else _build_flow(preset)  # last: see build_model
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +53,8 @@ class ImprintModel(nn.Module):
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that have weights, by attribute."""
-        return ("backbone", "adapter", "unet") if self.vae is None else ("backbone", "adapter", "unet", "vae")
+        optional = ("vae", "appearance_flow")
+        return ("backbone", "adapter", "unet", *(part for part in optional if getattr(self, part) is not None))
 
     def encode_object(self, reference: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n d"]:
         """Object on black in [-1, 1] => tokens: the class token, then one per patch."""
@@ -104,7 +108,8 @@ class ImprintModel(nn.Module):
 
 
 def build_model(preset: Preset, seed: int) -> ImprintModel:
-    """Random weights from `seed` alone; the global generator is left as it was."""
+    """Random weights from `seed` alone; the global generator is left as it was. With an appearance flow the other
+    parts' are the same as without."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ImprintModel(preset)
@@ -118,6 +123,11 @@ def _mean_of_counting(tokens: Tensor, counts: Tensor) -> Tensor:
 
 def _build_adapter(preset: Preset) -> ContentAdapter:
     return ContentAdapter(preset.backbone["hidden_size"], preset.token_dim, **preset.adapter)
+
+
+def _build_flow(preset: Preset) -> AppearanceFlow:
+    assert preset.appearance_flow is not None
+    return AppearanceFlow(token_dim=preset.token_dim, **preset.appearance_flow)
 
 
 def _build_unet(preset: Preset) -> UNet2DConditionModel:

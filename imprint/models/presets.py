@@ -16,19 +16,22 @@ DETAIL_ZOOM = 2  # how much finer the detail crop is than the reference that it 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a picture is sampled; all from 1.
+    """How a picture is sampled; the first three from 1.
 
     guidance: 1 is none, larger follows the object more strictly; draws: of noise per step, whose mean is taken (see
-    `imprint.diffusion.sampling`), with 1 a solver follows one path.
+    `imprint.diffusion.sampling`), with 1 a solver follows one path; strength: from 1, the path starts at noise as in the
+    paper, to 0, the picture of the appearance flow is all there is.
     """
 
     steps: int
     guidance: float
     draws: int
+    strength: float = 1.0
 
 
 # what a picture is sampled with where nobody says otherwise
 BRIEFLY_TRAINED = Sampling(steps=3, guidance=1.5, draws=8)  # measured on the shipped base model: docs/log.md
+FLOW_STRENGTH = 0.0  # of a model with an appearance flow
 PRETRAINED = Sampling(steps=50, guidance=5.0, draws=1)  # after the habits of Stable Diffusion; not measured
 
 
@@ -58,6 +61,7 @@ class Preset:
     max_references: int = 1
     detail_crop: bool = False
     blending: Blending = "clean"  # of the background, in training and at inference alike
+    appearance_flow: Config | None = None  # of `imprint.appearance.AppearanceFlow`; its token width follows
 
     @property
     def latent_channels(self) -> int:
@@ -76,7 +80,8 @@ class Preset:
     @property
     def sampling(self) -> Sampling:
         chosen = BRIEFLY_TRAINED if self.vae is None else PRETRAINED
-        return replace(chosen, draws=1) if self.blending == "none" else chosen
+        chosen = replace(chosen, draws=1) if self.blending == "none" else chosen
+        return chosen if self.appearance_flow is None else replace(chosen, strength=FLOW_STRENGTH)
 
     @property
     def patch_px(self) -> int:
@@ -164,6 +169,18 @@ def build_scratch_preset(
             "projection_class_embeddings_input_dim": token_dim if pooled else None,
         },
     )
+
+
+def choose_flow(preset: Preset, *, wanted: bool) -> Preset:
+    """The preset with an appearance flow, or without one."""
+    if not wanted:
+        return replace(preset, appearance_flow=None)
+    if preset.appearance_flow is not None:
+        return preset
+    tiny = preset.size_px <= 64
+    widths, groups = ([16, 24, 32], 8) if tiny else ([48, 96, 160], 16)
+    config = {"size_px": 64 if tiny else 128, "widths": widths, "num_heads": 4, "norm_groups": groups}
+    return replace(preset, appearance_flow=config)
 
 
 def choose_encoder(preset: Preset, encoder: Encoder) -> Preset:

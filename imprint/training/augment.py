@@ -23,8 +23,9 @@ def augment_reference(
     seed: int,
     first_row: int = 0,
     batch_size: int = 0,
-) -> Float[Tensor, "b 3 r r"]:
-    """Reference on black in [-1, 1], changed per sample; black stays black. A function of the inputs and the seed.
+) -> tuple[Float[Tensor, "b 3 r r"], Float[Tensor, "b 1 r r"]]:
+    """Reference on black in [-1, 1] and its opacity, changed per sample; black stays black. A function of the inputs
+    and the seed.
 
     colour_jitter: 0-1, the largest relative change of brightness, contrast, saturation and light; hue changes by a
     quarter of it at most. first_row, batch_size: the samples are rows of a larger batch, from that row on, and are
@@ -39,7 +40,19 @@ def augment_reference(
         colours = rgba[:, :3]
         if colour_jitter > 0:
             colours = _change_colour_and_light(colours, colour_jitter, rows=rows, batch_size=size)
-    return torch.where(rgba[:, 3:] > 0, colours, 0.0) * 2.0 - 1.0
+    return torch.where(rgba[:, 3:] > 0, colours, 0.0) * 2.0 - 1.0, rgba[:, 3:]
+
+
+def change_exposure(
+    reference: Float[Tensor, "b 3 r r"], *, stops: float, seed: int, first_row: int = 0, batch_size: int = 0
+) -> Float[Tensor, "b 3 r r"]:
+    """References on black in [-1, 1] as another exposure (up to so many stops more or less) and another white balance
+    (a third of that per colour) would have given them; black stays black. first_row, batch_size: as above."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(batch_size or len(reference), 4, generator=generator)[first_row : first_row + len(reference)]
+    drawn = (2.0 * drawn - 1.0) * stops
+    factor = 2.0 ** (drawn[:, :1] + drawn[:, 1:] / 3)
+    return ((reference + 1.0) * factor.to(reference)[:, :, None, None] - 1.0).clamp(max=1.0)
 
 
 def _change_colour_and_light(colours: Tensor, strength: float, *, rows: slice, batch_size: int) -> Tensor:

@@ -10,7 +10,7 @@ from imprint.core.sources import Source
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import ImprintModel, Preset, build_model, load_card, load_part
-from imprint.models.checkpoint import ENCODER_PARTS, check_digest, load_preset
+from imprint.models.checkpoint import ENCODER_PARTS, check_digest, is_new_flow, load_preset
 from imprint.models.pretrained import load_base
 from imprint.training.pretrain_stage import CODE, FRESH, PUBLISHED, SHARDS, collect_sources
 from imprint.training.session import publish_model, train_model, work_on
@@ -70,7 +70,8 @@ def build_start(root: Path, *, seed: int, init_unet: str) -> ImprintModel:
         load_base(model, find_base(root / ENCODER), root)
     elif init_unet != FRESH:
         for part in [part for part in model.parts if part not in ENCODER_PARTS]:
-            load_part(model, part, root / init_unet)
+            if not is_new_flow(part, root / init_unet):
+                load_part(model, part, root / init_unet)
     return model
 
 

@@ -13,7 +13,8 @@ from imprint.core.sources import is_folder, list_weights
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import PRESETS, ImprintModel, Preset, build_model, load_card, load_model
-from imprint.models.presets import choose_encoder, find_encoder
+from imprint.models.checkpoint import load_preset
+from imprint.models.presets import choose_encoder, choose_flow, find_encoder
 from imprint.models.pretrained import load_pretrained
 from imprint.models.provenance import Provenance, describe_weights, list_sources, merge_sources
 from imprint.training.session import publish_model, train_model, work_on
@@ -99,14 +100,14 @@ def build_start(section: PretrainEncoder, root: Path) -> tuple[ImprintModel, dic
         sources = list_weights(section.weights)
         model = load_pretrained(preset, sources, seed=section.seed, root=root)
         return model, {kind: {"name": source.name, "revision": source.revision} for kind, source in sources.items()}
-    model = load_model(root / section.init)
-    if (model.preset.name, find_encoder(model.preset)) != (preset.name, section.options.encoder):
+    found = load_preset(root / section.init)
+    if (found.name, find_encoder(found)) != (preset.name, section.options.encoder):
         raise InputError(
-            f"pretrain_encoder.init: {section.init} is of preset {model.preset.name}, not {preset.name} "
+            f"pretrain_encoder.init: {section.init} is of preset {found.name}, not {preset.name} "
             f"with options.encoder {section.options.encoder}; "
             f"set pretrain_encoder.init to {FRESH} or to a model of that preset"
         )
-    model.preset = choose_options(model.preset, section)
+    model = load_model(root / section.init, choose_options(found, section), seed=section.seed)
     return model, load_card(root / section.init).get("weights", {})
 
 
@@ -119,7 +120,7 @@ def choose_options(preset: Preset, section: PretrainEncoder) -> Preset:
     """The preset with the options that need no other weights."""
     options = section.options
     return replace(
-        preset,
+        choose_flow(preset, wanted=options.appearance_flow),
         blending=options.blending,
         max_references=options.max_references,
         detail_crop=options.detail_crop,

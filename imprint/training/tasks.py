@@ -10,9 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from imprint.appearance import (
+    AppearanceFlow,
+    FlowWeights,
+    build_grid,
+    compute_behind,
+    compute_flow_losses,
+    render,
+)
 from imprint.core.params import PretrainEncoder, TrainCompositor, Training
 from imprint.core.records import PairKind
-from imprint.data import CompositingBatch, DrawRules, IdentityBatch, build_compositing_sample, build_identity_sample
+from imprint.data import PAIR_KINDS, CompositingBatch, DrawRules, IdentityBatch, build_compositing_sample, build_identity_sample
 from imprint.data.dataset import BuildSample
 from imprint.diffusion import (
     Weighting,
@@ -23,7 +31,7 @@ from imprint.diffusion import (
 )
 from imprint.models import ImprintModel
 from imprint.models.freezing import TrainingStage
-from imprint.training.augment import augment_reference
+from imprint.training.augment import augment_reference, change_exposure
 from imprint.training.noising import Noising
 
 Generators = list[torch.Generator]
@@ -63,7 +71,7 @@ class IdentityTask:
     def augment(self, batch: IdentityBatch, *, seed: int) -> IdentityBatch:
         if self.params.colour_jitter == 0:
             return batch
-        reference, more = augment_pictures(batch, self.params, affine=False, seed=seed)
+        (reference, _), more = augment_pictures(batch, self.params, affine=False, seed=seed)
         return replace(batch, reference=reference, more=more)
 
     def compute_losses(self, model: ImprintModel, batch: IdentityBatch, noising: Noising) -> Float[Tensor, " b"]:
@@ -108,30 +116,43 @@ class CompositingTask:
             max_contact_margin=self.params.max_contact_margin,
             flip_rate=self.params.flip_rate,
             swap_rate=self.params.channel_swap_rate,
+            hide_rate=self.params.hide_rate,
         )
 
     def augment(self, batch: CompositingBatch, *, seed: int) -> CompositingBatch:
-        reference, more = augment_pictures(batch, self.params, affine=True, seed=seed)
+        (reference, opacity), more = augment_pictures(batch, self.params, affine=True, seed=seed)
         is_single = batch.is_single[:, None, None, None]
+        reference = torch.where(is_single, reference, batch.reference)
+        if self.params.exposure_jitter > 0:
+            first_row, size = int(batch.position[0]) % self.params.batch_size, self.params.batch_size
+            drawn = {"stops": self.params.exposure_jitter, "seed": seed, "first_row": first_row, "batch_size": size}
+            reference = change_exposure(reference, **drawn)
         return replace(
             batch,
-            reference=torch.where(is_single, reference, batch.reference),
+            reference=reference,
+            opacity=torch.where(is_single, opacity, batch.opacity),
             more=torch.where(is_single[..., None], more, batch.more),
         )
 
     def compute_losses(self, model: ImprintModel, batch: CompositingBatch, noising: Noising) -> Float[Tensor, " b"]:
         tokens, counts = model.encode_pictures(batch.reference, batch.more, batch.present)
-        return compute_compositing_losses(
-            model,
-            replace_by_null(model, tokens, noising),
-            batch.scene,
-            counts=counts,
-            hole=batch.hole,
-            level=batch.level if self.params.condition_on_level else None,
-            timestep=noising.timestep,
-            noise=noising.noise,
-            weighting=build_weighting(self.params, outside=self.params.outside_weight),
-        )
+        losses = torch.zeros(len(batch.position), device=batch.scene.device)
+        rates = self.params.learning_rate
+        if rates.adapter > 0 or rates.unet > 0:
+            losses = losses + compute_compositing_losses(
+                model,
+                replace_by_null(model, tokens, noising),
+                batch.scene,
+                counts=counts,
+                hole=batch.hole,
+                level=batch.level if self.params.condition_on_level else None,
+                timestep=noising.timestep,
+                noise=noising.noise,
+                weighting=build_weighting(self.params, outside=self.params.outside_weight),
+            )
+        if model.appearance_flow is not None and rates.appearance_flow > 0:
+            losses = losses + compute_appearance_losses(model.appearance_flow, batch, tokens.detach(), counts)
+        return losses
 
     def sample_images(
         self, model: ImprintModel, batch: CompositingBatch, *, steps: int, guidance: float, generator: Generators
@@ -153,10 +174,46 @@ class CompositingTask:
         return batch.scene
 
 
+def compute_appearance_losses(
+    network: AppearanceFlow, batch: CompositingBatch, tokens: Float[Tensor, "b n d"], counts: Tensor | None
+) -> Float[Tensor, " b"]:
+    """Of the appearance flow's picture (beyond the paper); 0 where the object stands on nothing (`multiview`). The
+    tokens are the identity encoder's, which learns by the denoising alone."""
+    reference, scene, background = join_reference(batch), batch.scene * 0.5 + 0.5, batch.background * 0.5 + 0.5
+    fields = network(
+        background,
+        batch.hole,
+        hidden=batch.hidden,
+        reference=reference,
+        tokens=tokens,
+        counts=counts,
+        level=batch.level,
+    )
+    grid = build_grid(*scene.shape[2:], device=scene.device)
+    with torch.autocast(scene.device.type, enabled=False):
+        losses = compute_flow_losses(
+            fields,
+            render(fields, reference, grid),
+            background=compute_behind(fields, background, batch.hole & batch.hidden[:, None, None, None], grid),
+            scene=scene,
+            mask=batch.mask,
+            hole=batch.hole,
+            has_plate=~batch.hidden,
+            weights=FlowWeights(),
+        )
+    return losses * (batch.kind != PAIR_KINDS.index("multiview"))
+
+
+def join_reference(batch: CompositingBatch) -> Float[Tensor, "b 4 r r"]:
+    """RGBA 0-1 of the batch's references, colours premultiplied: on black they are that already."""
+    return torch.cat([batch.reference * 0.5 + 0.5, batch.opacity], dim=1)
+
+
 def augment_pictures(
     batch: IdentityBatch | CompositingBatch, params: Training, *, affine: bool, seed: int
-) -> tuple[Float[Tensor, "b 3 r r"], Float[Tensor, "b e 3 r r"]]:
-    """The object's reference and its further pictures, each changed by a draw of its own; `seed` is the step's.
+) -> tuple[tuple[Float[Tensor, "b 3 r r"], Float[Tensor, "b 1 r r"]], Float[Tensor, "b e 3 r r"]]:
+    """The object's reference with its opacity, and its further pictures, each changed by a draw of its own; `seed` is
+    the step's.
 
     The batch may be a part of the step's samples: its rows, by their positions, are changed as they are in the whole.
     """
@@ -167,7 +224,7 @@ def augment_pictures(
     if count == 0:
         return reference, batch.more
     pictures, opacity = batch.more.flatten(0, 1), batch.more_opacity.flatten(0, 1)
-    more = augment(pictures, opacity, seed=seed + 1, first_row=first_row * count, batch_size=size * count)
+    more, _ = augment(pictures, opacity, seed=seed + 1, first_row=first_row * count, batch_size=size * count)
     return reference, more.unflatten(0, (-1, count))
 
 

@@ -87,6 +87,8 @@ def _build_row(clip: str, view: int, *, split: Split, shard: str, spans: dict[st
         scene_bytes=scene_bytes,
         mask_offset=mask_at,
         mask_bytes=mask_bytes,
+        plate_offset=0,
+        plate_bytes=0,
     )
 
 
