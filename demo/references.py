@@ -1,4 +1,4 @@
-"""The references of a test case: the object alone, seen from four directions that differ more and more from the truth's.
+"""The references of a test case: the object alone, from four directions that differ more and more from the truth's.
 
 They share light, exposure, lens and fill, so that what differs between them is the view alone.
 """

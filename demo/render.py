@@ -147,7 +147,9 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if name == "cases":
             command.add_argument(
-                "--keep-scenes", action="store_true", help="render references alone; the rest comes from the shipped tar"
+                "--keep-scenes",
+                action="store_true",
+                help="render references alone; the rest comes from the shipped tar",
             )
         elif name == "clips":
             command.add_argument("--first", type=int, default=0, help="seed of the first; 0: the demo's (default)")

@@ -115,7 +115,7 @@ class Actor:
         return translation(pose.x, pose.y, -low) @ turn
 
     def points(self, pose: Pose, *, step: int = 3) -> np.ndarray:
-        """(N, 3) vertices in the world, for framing: every third, which may miss a corner, unless another step is asked."""
+        """(N, 3) vertices in the world, for framing: every third by default, which may miss a corner."""
         matrix = self.matrix(pose)
         vertices = np.concatenate([part.mesh.vertices[::step] for part in self.parts])
         return vertices @ matrix[:3, :3].T + matrix[:3, 3]

@@ -21,9 +21,8 @@ from imprint.core.view_changes import VIEW_CHANGES, ViewChange, name_reference
 class Case:
     """One object to insert. All pictures but the references have the same size.
 
-    references: RGBA uint8, other views of the object, by how far they are from the truth's; plate, truth: RGB uint8, the
-    scene without and with the object; object_mask, shadow_mask: bool, disjoint; holes: bool per mask level, each holds
-    the object.
+    references: RGBA uint8, other views of the object, by view change; plate, truth: RGB uint8, the scene without and
+    with the object; object_mask, shadow_mask: bool, disjoint; holes: bool per mask level, each holds the object.
     """
 
     name: str

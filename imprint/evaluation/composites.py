@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imprint.core.params import Evaluate
 from imprint.core.pixels import load_image, save_image
 from imprint.core.progress import show_progress
 from imprint.evaluation.baselines import clone_object, match_colours, paste_object, place_object
@@ -32,19 +31,32 @@ class Made:
     opacity: np.ndarray | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How the model's pictures are made. steps, guidance, draws, strength: see `imprint.models.Sampling`;
+    from_noise_cases: so many cases (of each stratum) are also made from noise alone."""
+
+    steps: int
+    guidance: float
+    draws: int
+    strength: float
+    from_noise_cases: int
+    batch_size: int
+
+
 Composites = dict[str, list[Made | None]]  # method => one per trial, None where the method was not tried
 
 
 def make_composites(
-    compositor: Compositor, trials: Sequence[Trial], *, section: Evaluate, work_dir: Path
+    compositor: Compositor, trials: Sequence[Trial], making: Making, *, work_dir: Path | None = None
 ) -> Composites:
-    """All methods' pictures. Finished batches of the model's are kept in `work_dir`.
+    """All methods' pictures. Finished batches of the model's are kept in `work_dir` where there is one.
 
-    `from_noise` is the paper's way, of the first `from_noise_cases` cases: the hole is never seen and the appearance flow
-    has no part in it. A model without a flow has no other way, so that is `ours` then, and no row is made twice.
+    `from_noise` is the paper's way, of the first `from_noise_cases` cases: the hole is never seen and the appearance
+    flow has no part in it. A model without a flow has no other way, so that is `ours` then, and no row is made twice.
     """
     has_flow = compositor.model.appearance_flow is not None
-    count = section.from_noise_cases if has_flow else 0
+    count = making.from_noise_cases if has_flow else 0
     places = {
         "ours": list(range(len(trials))),
         "from_noise": [number for number, trial in enumerate(trials) if trial.place < count],
@@ -54,10 +66,11 @@ def make_composites(
         for method, chosen in places.items():
             made[method] = [None] * len(trials)
             paper = method == "from_noise" or not has_flow
-            for start in range(0, len(chosen), section.batch_size):
-                numbers = chosen[start : start + section.batch_size]
+            folder = None if work_dir is None else work_dir / "composites" / method
+            for start in range(0, len(chosen), making.batch_size):
+                numbers = chosen[start : start + making.batch_size]
                 batch = [trials[number] for number in numbers]
-                answers = _make_batch(compositor, batch, section, paper=paper, folder=work_dir / "composites" / method)
+                answers = _make_batch(compositor, batch, making, paper=paper, folder=folder)
                 for number, answer in zip(numbers, answers, strict=True):
                     made[method][number] = answer
                 bar.advance(len(batch), note=f"{method.replace('_', ' ')}, {batch[0].view_change}, {batch[0].level}")
@@ -77,13 +90,6 @@ def make_baselines(trials: Sequence[Trial]) -> Composites:
     return made
 
 
-def to_made(composite: Composite) -> Made:
-    """Opacity as it is kept on disk, so that a resumed run measures the same."""
-    if composite.opacity is None:
-        return Made(composite.picture, None)
-    return Made(composite.picture, np.rint(np.clip(composite.opacity, 0.0, 1.0) * 255).astype(np.uint8))
-
-
 def build_request(trial: Trial, *, paper: bool) -> Request:
     """What the model is given: `insert` keeps what lies in the hole, `replace` (the paper's) never sees it."""
     return Request(
@@ -97,19 +103,27 @@ def build_request(trial: Trial, *, paper: bool) -> Request:
 
 
 def _make_batch(
-    compositor: Compositor, trials: Sequence[Trial], section: Evaluate, *, paper: bool, folder: Path
+    compositor: Compositor, trials: Sequence[Trial], making: Making, *, paper: bool, folder: Path | None
 ) -> list[Made]:
     """A batch is made whole or read whole, so that a resumed run computes in the same batches."""
-    paths = [folder / trial.view_change / trial.level / f"{trial.case.name}.png" for trial in trials]
-    if all(path.is_file() for path in paths):
+    names = [Path(trial.view_change) / trial.level / f"{trial.case.name}.png" for trial in trials]
+    paths = [] if folder is None else [folder / name for name in names]
+    if paths and all(path.is_file() for path in paths):
         return [_load(path) for path in paths]
     requests = [build_request(trial, paper=paper) for trial in trials]
-    sampling = {"steps": section.steps, "guidance": section.guidance, "draws": section.draws}
-    composites = compositor.composite_batch(requests, **sampling, strength=1.0 if paper else section.strength)
-    answers = [to_made(composite) for composite in composites]
-    for path, answer in zip(paths, answers, strict=True):
-        save_image(path, answer.picture if answer.opacity is None else np.dstack([answer.picture, answer.opacity]))
+    sampling = {"steps": making.steps, "guidance": making.guidance, "draws": making.draws}
+    composites = compositor.composite_batch(requests, **sampling, strength=1.0 if paper else making.strength)
+    answers = [_to_made(composite, paper=paper) for composite in composites]
+    for path, made in zip(paths, answers, strict=bool(paths)):
+        save_image(path, made.picture if made.opacity is None else np.dstack([made.picture, made.opacity]))
     return answers
+
+
+def _to_made(composite: Composite, *, paper: bool) -> Made:
+    """Opacity as it is kept on disk, so that a resumed run measures the same; a picture from noise has none."""
+    if composite.opacity is None or paper:
+        return Made(composite.picture, None)
+    return Made(composite.picture, np.rint(np.clip(composite.opacity, 0.0, 1.0) * 255).astype(np.uint8))
 
 
 def _load(path: Path) -> Made:

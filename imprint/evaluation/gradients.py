@@ -95,8 +95,7 @@ def _number_cells(region: np.ndarray, inside: np.ndarray, size: int) -> np.ndarr
 
 
 def _sum_by_cell(weights: np.ndarray, cells: np.ndarray, size: int) -> np.ndarray:
-    """[directions, cells, channels]."""
-    sums = np.zeros((weights.shape[0], size * size, weights.shape[2]))
-    for direction, values in enumerate(weights):
-        np.add.at(sums[direction], cells, values)
-    return sums
+    """[directions, channels, cells] of [directions, n, channels]."""
+    planes = np.moveaxis(weights, 2, 1)
+    sums = [np.bincount(cells, plane, size * size) for plane in planes.reshape(-1, len(cells))]
+    return np.stack(sums).reshape(*planes.shape[:2], -1)

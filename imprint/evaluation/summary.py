@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from imprint.core.masks import MaskLevel
-from imprint.core.params import Evaluate
 from imprint.core.progress import show_progress
 from imprint.core.view_changes import NEAR, ViewChange
 from imprint.evaluation.bootstrap import compute_interval
@@ -31,6 +30,16 @@ METRICS = (
 )
 CHECKS = ("outside_changed", "failed")  # zero where all is well; see measures.check_composite
 Cell = tuple[float | None, list[float] | None]  # mean and its interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """By what the rows are summarised, and how their intervals are drawn."""
+
+    view_changes: Sequence[ViewChange]
+    levels: Sequence[MaskLevel]
+    bootstrap_samples: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -61,29 +70,32 @@ def measure_all(cases: Sequence[Case], trials: Sequence[Trial], composites: Comp
     return rows
 
 
-def describe_galleries(
-    cases: Sequence[Case], view_changes: Sequence[ViewChange]
-) -> dict[ViewChange, list[np.ndarray]]:
-    """Descriptors of all cases' references, by view change."""
-    return {name: [_describe_reference(case.references[name]) for case in cases] for name in view_changes}
+def describe_galleries(cases: Sequence[Case], view_changes: Sequence[ViewChange]) -> dict[ViewChange, list[np.ndarray]]:
+    """Descriptors of the references of all cases that have one of the view change; `Trial.place` counts in them."""
+    return {
+        name: [_describe_reference(case.references[name]) for case in cases if name in case.references]
+        for name in view_changes
+    }
 
 
 def summarise_identity(cases: Sequence[Case], view_changes: Sequence[ViewChange]) -> dict[str, Any]:
     """What retrieval gives with the true pictures, by view change and in all, and by chance."""
-    galleries = describe_galleries(cases, view_changes)
-    truths = [compute_descriptor(case.truth, case.object_mask) for case in cases]
-    right = np.arange(len(cases))
-    ceilings = {name: float((find_nearest(truths, gallery) == right).mean()) for name, gallery in galleries.items()}
+    ceilings, sizes = {}, []
+    for name, gallery in describe_galleries(cases, view_changes).items():
+        chosen = [case for case in cases if name in case.references]
+        truths = [compute_descriptor(case.truth, case.object_mask) for case in chosen]
+        ceilings[name] = float((find_nearest(truths, gallery) == np.arange(len(gallery))).mean())
+        sizes.append(len(gallery))
     near = [ceilings[name] for name in NEAR if name in ceilings]
     return {
-        "chance_top1": 1 / len(cases),
+        "chance_top1": round(float(np.mean([1 / size for size in sizes])), 4),
         "ceiling_top1": round(float(np.mean(list(ceilings.values()))), 4),
         "near_ceiling_top1": round(float(np.mean(near)), 4) if near else None,
         "ceilings_top1": {name: round(ceiling, 4) for name, ceiling in ceilings.items()},
     }
 
 
-def summarise_rows(rows: Sequence[Row], section: Evaluate) -> dict[str, Any]:
+def summarise_rows(rows: Sequence[Row], groups: Groups) -> dict[str, Any]:
     """`view_changes`: stratum => method => metric => mean over all levels (null where no case applies); `levels`: level
     => the same over view changes up to 45 degrees, where a method can know what is to be seen; `intervals`: the same
     two trees with the 95 % bootstrap interval over cases as a list, which `dvc metrics show` leaves out; `cells`:
@@ -91,17 +103,16 @@ def summarise_rows(rows: Sequence[Row], section: Evaluate) -> dict[str, Any]:
     near = [row for row in rows if row.view_change in NEAR]
     trees = {
         "view_changes": {
-            name: _summarise([row for row in rows if row.view_change == name], section)
-            for name in section.view_changes
+            name: _summarise([row for row in rows if row.view_change == name], groups) for name in groups.view_changes
         },
-        "levels": {name: _summarise([row for row in near if row.level == name], section) for name in section.levels},
+        "levels": {name: _summarise([row for row in near if row.level == name], groups) for name in groups.levels},
     }
     cells = {
         view_change: {
-            level: _summarise([r for r in rows if (r.view_change, r.level) == (view_change, level)], section)
-            for level in section.levels
+            level: _summarise([r for r in rows if (r.view_change, r.level) == (view_change, level)], groups)
+            for level in groups.levels
         }
-        for view_change in section.view_changes
+        for view_change in groups.view_changes
     }
     return {
         **{name: _map_cells(tree, lambda cell: cell[0]) for name, tree in trees.items()},
@@ -131,25 +142,23 @@ def _find_hit(made: Made, trial: Trial, gallery: Sequence[np.ndarray]) -> float:
     return float(find_nearest([asked], gallery)[0] == trial.place)
 
 
-def _summarise(rows: Sequence[Row], section: Evaluate) -> dict[str, dict[str, Cell]]:
+def _summarise(rows: Sequence[Row], groups: Groups) -> dict[str, dict[str, Cell]]:
     """Method => metric => cell; a method that was not tried has none."""
     methods = [method for method in METHODS if any(row.method == method for row in rows)]
     return {
-        method: {
-            name: _summarise_cell([row for row in rows if row.method == method], name, section) for name in METRICS
-        }
+        method: {name: _summarise_cell([row for row in rows if row.method == method], name, groups) for name in METRICS}
         for method in methods
     }
 
 
-def _summarise_cell(rows: Sequence[Row], name: str, section: Evaluate) -> Cell:
+def _summarise_cell(rows: Sequence[Row], name: str, groups: Groups) -> Cell:
     """All composites of a case are drawn together: they are of one object in one scene."""
     chosen = [row for row in rows if row.values[name] is not None]
     if not chosen:
         return None, None
     values = get_applicable([row.values for row in chosen], name)
     cases = [row.case for row in chosen]
-    low, high = compute_interval(values, cases, samples=section.bootstrap_samples, seed=section.seed)
+    low, high = compute_interval(values, cases, samples=groups.bootstrap_samples, seed=groups.seed)
     return round(float(values.mean()), 4), [round(low, 4), round(high, 4)]
 
 
