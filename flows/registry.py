@@ -79,6 +79,9 @@ COMPOSITOR = Servable(
         "draws": ("integer", 0),
         "seed": ("integer", 0),
         "mask_level": ("string", "box"),
+        "strength": ("double", -1.0),  # below 0: the model's own
+        "mode": ("string", ""),  # empty: the model's own
+        "shadow_reach": ("double", 0.0),
     },
 )
 SERVABLES = (ENCODER, COMPOSITOR)

@@ -122,14 +122,12 @@ def composite(
         list[Path],
         typer.Option(
             "--object",
-            help="The object; without transparency it is segmented first. May be given again, for further views of the "
-            "same object, where the model was trained with several.",
+            help="The object, or a folder of views of it; without transparency it is segmented first. May be given "
+            "again: of several views the one that fits best is taken.",
         ),
     ],
     background: Annotated[Path, typer.Option(help="The picture that it goes into, of any size.")],
-    mask: Annotated[
-        Path, typer.Option(help="As large as the background: white where the object goes; no other pixel changes.")
-    ],
+    mask: Annotated[Path, typer.Option(help="As large as the background: white where the object goes.")],
     output: Annotated[Path, typer.Option(help="The PNG to write.")],
     mask_level: Annotated[
         str,
@@ -146,13 +144,29 @@ def composite(
         int | None,
         typer.Option(help="Draws of noise per step, whose mean is taken: more is smoother, 1 is a solver's path."),
     ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="1: from noise, as in the paper; 0: the object's own pixels; between: from the latter on."),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="insert: what lies in the mask beside the object stays; replace: it is made anew. Left out: "
+            "insert, where the model can."
+        ),
+    ] = None,
+    shadow_reach: Annotated[
+        float,
+        typer.Option(help="How far the shadow may leave the mask, in its longer sides. 0: no pixel outside changes."),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Another seed gives another picture.")] = 0,
 ) -> None:
     """Put an object into a background where a mask is white."""
     from imprint.inference.command import composite_files
 
     settings = {"level": mask_level, "model": model, "seed": seed}
-    settings |= {"steps": steps, "guidance": guidance, "draws": draws}
+    settings |= {"steps": steps, "guidance": guidance, "draws": draws, "strength": strength}
+    settings |= {"mode": mode, "shadow_reach": shadow_reach}
     with _exit_on_bad_input("composite"):
         composite_files(object_paths, background, mask_path=mask, output_path=output, **settings)
 

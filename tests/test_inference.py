@@ -104,15 +104,15 @@ def test_only_the_hole_changes_and_the_size_stays(compositor: Compositor, size_h
 def test_a_result_depends_on_its_request_and_not_on_its_batch(compositor: Compositor) -> None:
     requests = [build_request(80, 100, Box(20, 20 + 10 * seed, 60, 60 + 10 * seed), seed=seed) for seed in range(3)]
     together = compositor.composite_batch(requests, **SETTINGS)
-    for request, expected in zip(requests, together, strict=True):
-        alone = compositor.composite_batch([request], **SETTINGS)[0]
+    for request, expected in zip(requests, [made.picture for made in together], strict=True):
+        alone = compositor.composite_batch([request], **SETTINGS)[0].picture
         np.testing.assert_allclose(alone.astype(int), expected, atol=1)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"level": "exact"}, {"object_rgba": draw_case(3, 48)["reference"]}])
 def test_seed_level_and_object_matter(compositor: Compositor, change: dict) -> None:
     first, again, other = (
-        compositor.composite_batch([build_request(64, 64, Box(16, 16, 48, 48), **extra)], **SETTINGS)[0]
+        compositor.composite_batch([build_request(64, 64, Box(16, 16, 48, 48), **extra)], **SETTINGS)[0].picture
         for extra in ({}, {}, change)
     )
     np.testing.assert_array_equal(first, again)
@@ -123,7 +123,7 @@ def test_pixels_inside_the_hole_do_not_matter(compositor: Compositor) -> None:
     first = build_request(64, 64, Box(16, 16, 48, 48))
     background = np.where(first.hole[..., None], 255 - first.background, first.background)
     second = build_request(64, 64, Box(16, 16, 48, 48), background=background)
-    results = [compositor.composite_batch([request], **SETTINGS)[0] for request in (first, second)]
+    results = [compositor.composite_batch([request], **SETTINGS)[0].picture for request in (first, second)]
     inner = (slice(20, 44), slice(20, 44))  # the feather at the rim blends the background in
     np.testing.assert_array_equal(results[0][inner], results[1][inner])
 
@@ -241,7 +241,7 @@ def test_a_registered_model_is_found_by_its_alias(project: Path, monkeypatch: py
     request = build_request(64, 64, Box(16, 16, 48, 48))
     registered = load_compositor("models:/imprint-compositor@champion", project)
     local = load_compositor("models/compositor", project)
-    results = [loaded.composite_batch([request], **SETTINGS)[0] for loaded in (registered, local)]
+    results = [loaded.composite_batch([request], **SETTINGS)[0].picture for loaded in (registered, local)]
     np.testing.assert_array_equal(*results)
     for uri, fault in {
         "@absent": "is not in sqlite.*make demo",

@@ -13,6 +13,7 @@ from tests.source_tree import ROOT, find_imports, load_modules
 ROWS = (
     {"core"},
     {"segmentation", "tracking"},
+    {"appearance"},
     {"models", "diffusion", "data"},
     {"training", "inference"},
     {"evaluation"},

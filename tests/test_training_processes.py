@@ -138,9 +138,9 @@ def test_a_part_of_a_batch_is_augmented_as_within_the_whole() -> None:
     reference = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     opacity = torch.ones(6, 1, 32, 32)
     changes = {"affine": True, "colour_jitter": 0.4, "seed": 3}
-    whole = augment_reference(reference, opacity, **changes)
+    whole, _ = augment_reference(reference, opacity, **changes)
     parts = [
-        augment_reference(reference[row : row + 2], opacity[row : row + 2], first_row=row, batch_size=6, **changes)
+        augment_reference(reference[row : row + 2], opacity[row : row + 2], first_row=row, batch_size=6, **changes)[0]
         for row in (0, 2, 4)
     ]
     assert torch.equal(torch.cat(parts), whole)

@@ -195,7 +195,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("views")
     write_shards(root / "data" / "shards", size_px=64, reference_px=128)
     few = {**SHORT, "max_steps": 2, "batch_size": 2, "validate_every_steps": 2, "validation_pairs": 2}
-    options = {"encoder": "dinov2", "blending": "noised", "max_references": 3, "detail_crop": True}
+    options = {
+        "encoder": "dinov2",
+        "blending": "noised",
+        "max_references": 3,
+        "detail_crop": True,
+        "appearance_flow": False,
+    }
     loaded = load_params(ROOT / "params.yaml", ROOT / "params" / "smoke.yaml")
     stage1 = {"preset": "tiny", "options": options, "colour_jitter": 0.2, **few}
     params = change(loaded, pretrain_encoder=stage1, train_compositor=few)
@@ -229,10 +235,11 @@ def test_the_compositor_takes_several_views_in_any_order(project: Path) -> None:
         build_request(64, 64, Box(16, 16, 48, 48), object_rgba=first, more_objects=others)
         for first, *others in [(views[0],), views, views[::-1]]
     ]
-    alone, several, turned = compositor.composite_batch(requests, steps=2, guidance=2.0)
+    made = compositor.composite_batch(requests, steps=2, guidance=2.0)
+    alone, several, turned = (one.picture for one in made)
     assert (alone != several).any()
     np.testing.assert_allclose(several.astype(int), turned, atol=1)
-    by_itself = compositor.composite_batch([requests[0]], steps=2, guidance=2.0)[0]
+    by_itself = compositor.composite_batch([requests[0]], steps=2, guidance=2.0)[0].picture
     np.testing.assert_allclose(by_itself.astype(int), alone, atol=1)
     too_many = build_request(64, 64, Box(16, 16, 48, 48), more_objects=views)
     with pytest.raises(InputError, match=r"4 views of the object are given, but this model takes 3; give fewer"):

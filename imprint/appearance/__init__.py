@@ -1,8 +1,8 @@
 """The appearance flow (beyond the paper): says where in the reference each pixel of the object comes from.
 
-From-scratch models answer an open pose with its mean, a blur. Here no pixel of the object is invented: the network gives
-smooth fields (Zhou et al. 2016, "View synthesis by appearance flow"), and the picture is rendered from them and from the
-reference, at any size.
+From-scratch models answer an open pose with its mean, a blur. Here no pixel of the object is invented: the network
+gives smooth fields (Zhou et al. 2016, "View synthesis by appearance flow"), and the picture is rendered from them and
+from the reference, at any size.
 """
 
 from imprint.appearance.fields import Fields

@@ -12,10 +12,10 @@ from torch import Tensor
 class Fields:
     """Over the scene crop, whose coordinates go from -1 to 1 (x to the right, y down), as the reference's do.
 
-    placement, affine: crop coordinates to reference coordinates, by a plain paste and by the network; flow: added to them, in the reference's units; gain: the
-    logarithm of the object's light per colour; shadow: of the background's, from 0 (none) up, taken away; fill: what
-    `replace` adds to the smooth continuation of the surroundings, colours being 0-1; log_error: the logarithm of the
-    loss that the network expects of its own answer.
+    placement, affine: crop coordinates to reference coordinates, by a plain paste and by the network; flow: added to
+    them, in the reference's units; gain: the logarithm of the object's light per colour; shadow: the logarithm of the
+    background's light that is taken away, from 0 up; fill: what `replace` adds to the smooth continuation of the
+    surroundings, colours being 0-1; log_error: the logarithm of the loss that the network expects of its own answer.
     """
 
     placement: Float[Tensor, "b 2 3"]

@@ -54,7 +54,7 @@ class AppearanceFlow(ModelMixin, ConfigMixin):
         self.shadow = _zero(nn.Conv2d(widths[0], 3, 3, padding=1, padding_mode="replicate"))
         self.fill = _zero(nn.Conv2d(widths[0], 3, 3, padding=1, padding_mode="replicate"))
         self.error = _zero(nn.Linear(widths[0], 1))
-        nn.init.constant_(self.shadow.bias, _NO_SHADOW)
+        nn.init.constant_(self.shadow.bias, _NO_SHADOW)  # pyright: ignore[reportArgumentType]
         self.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(

@@ -80,9 +80,7 @@ def enlarge(
     return F.grid_sample(field, places, mode=mode, padding_mode="border", align_corners=False)
 
 
-def change_light(
-    colour: Float[Tensor, "b 3 h w"], log_gain: Float[Tensor, "b 3 h w"]
-) -> Float[Tensor, "b 3 h w"]:
+def change_light(colour: Float[Tensor, "b 3 h w"], log_gain: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """Colours 0-1 under more or less light. Less is multiplied; more is multiplied in the dark, and comes to white
     slowly, so that nothing is cut off and white stays white."""
     darker = colour * torch.exp(log_gain.clamp(max=0.0))
@@ -90,9 +88,7 @@ def change_light(
     return torch.where(log_gain > 0, brighter, darker)
 
 
-def fill_smoothly(
-    picture: Float[Tensor, "b 3 h w"], hole: Bool[Tensor, "b 1 h w"]
-) -> Float[Tensor, "b 3 h w"]:
+def fill_smoothly(picture: Float[Tensor, "b 3 h w"], hole: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
     """The picture with the hole as a smooth continuation of what is around it (push and pull over a pyramid); what the
     hole holds is not seen."""
     keep = (~hole).to(picture.dtype)

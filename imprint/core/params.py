@@ -227,11 +227,11 @@ class Evaluate(Section):
     levels: list[MaskLevel]
     view_changes: list[ViewChange]  # strata: degrees between the views of reference and truth
     views_per_case: Count  # so many of the strata are tried with each case, in turn
-    from_noise_cases: Natural  # the first ones are composited from noise alone as well, as in the paper
-    strength: Share  # 0: the appearance flow's picture, 1: from noise; without a flow it is always 1
+    from_noise_cases: Natural  # the first ones are also composited from noise, as in the paper
     steps: Count
     guidance: Annotated[float, Field(ge=1.0)]
     draws: Count  # of noise per step, whose mean is taken
+    strength: Share | None  # 1: from noise; 0: the appearance flow alone; empty: as the model has it
     seed: int
     threads: Count
     batch_size: Count

@@ -44,16 +44,21 @@ def crop_object(image: np.ndarray, mask: np.ndarray, size_px: int) -> np.ndarray
     """
     alpha = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
     box = box_from_mask(alpha > 127)
-    if box.area_px == 0:
-        raise InputError("the object has no pixels; give an object image whose mask or alpha channel is not empty")
-    side_px = max(int(np.ceil(OBJECT_MARGIN * max(box.height_px, box.width_px))), 1)
-    square = square_around(box, side_px)
+    square = square_around(box, compute_canvas_px(alpha))
     colours, opacity = crop_padded(image, square, edge=True), crop_padded(alpha, square)
     if mask.dtype == bool:
         colours = estimate_foreground(colours, opacity > 0)
     canvas = np.dstack([colours, opacity])
     canvas[opacity == 0] = 0
     return _resize_premultiplied(canvas, size_px)
+
+
+def compute_canvas_px(alpha: np.ndarray) -> int:
+    """Side of an object's canvas at its own size; alpha: its opacity, uint8 [h, w]. `InputError` for an empty one."""
+    box = box_from_mask(alpha > 127)
+    if box.area_px == 0:
+        raise InputError("the object has no pixels; give an object image whose mask or alpha channel is not empty")
+    return max(int(np.ceil(OBJECT_MARGIN * max(box.height_px, box.width_px))), 1)
 
 
 def crop_detail(canvas: np.ndarray, size_px: int) -> np.ndarray:

@@ -51,6 +51,18 @@ def start_path(
     return start * solver.init_noise_sigma
 
 
+def join_path(
+    x_0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], *, solver: Any, step: int
+) -> Float[Tensor, "b c h w"]:
+    """A clean picture as the path has it before its step number `step`, on the solver's scale; after the last one it is
+    the picture itself."""
+    if step == len(solver.timesteps):
+        return x_0
+    if hasattr(solver, "set_begin_index"):  # those that keep count; DDIM does not
+        solver.set_begin_index(step)
+    return solver.add_noise(x_0, noise, solver.timesteps[step : step + 1].expand(len(x_0)))
+
+
 def hold_background(
     blending: str, z_t: Float[Tensor, "b c h w"], *, clean: Tensor, keep: Tensor, noise: Tensor, solver: Any, step: int
 ) -> Float[Tensor, "b c h w"]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imprint.core.errors import InputError
-from imprint.diffusion.blending import blend, hold_background, start_path
+from imprint.diffusion.blending import blend, hold_background, join_path, start_path
 from imprint.diffusion.noise import sample_noise
 from imprint.diffusion.schedule import Schedule, SchedulerName, add_noise, build_scheduler, predict_x0
 
@@ -101,6 +101,8 @@ def sample_composite(
     scheduler: SchedulerName = "ddim",
     on_step: Callable[[Tensor], None] | None = None,
     counts: Bool[Tensor, "b n"] | None = None,
+    start: Float[Tensor, "b 3 s s"] | None = None,
+    strength: float = 1.0,
 ) -> Float[Tensor, "b 3 s s"]:
     """The object of `tokens` in the hole of `scene`, in [-1, 1]; what lies in the scene's hole is never seen.
 
@@ -109,19 +111,24 @@ def sample_composite(
     sees the latents after every step; `counts`: which tokens are looked at, None: all.
 
     draws: of noise per step; above 1 their mean takes the solver's place, and `scheduler` is not used.
+
+    start, strength: below 1 the path begins at the noised latents of the picture `start`, as in diffusers: of the
+    `steps` the last share `strength` is walked (beyond the paper).
     """
     clean, keep = model.codec.encode_background(scene, hole)
     blending = model.preset.blending
     condition = {"tokens": tokens, "level": level, "counts": counts, "guidance": guidance}
+    skipped = 0 if start is None else steps - min(int(steps * strength), steps)
+    x_0 = None if start is None else model.codec.encode(start)
     if draws > 1:
         plan = {"steps": steps, "draws": draws, "condition": condition, "on_step": on_step}
-        z_0 = _average_draws(model, generator, **plan, background=(clean, keep))
+        z_0 = _average_draws(model, generator, **plan, background=(clean, keep), start=x_0, skipped=skipped)
         return model.codec.decode(z_0).clamp(-1.0, 1.0)
     solver = _start(model, scheduler, steps)
     noise = _sample_noise(model, generator)
     held = {"clean": clean, "keep": keep, "solver": solver}
-    z_t = start_path(blending, noise, **held)
-    for step, timestep in enumerate(solver.timesteps):
+    z_t = start_path(blending, noise, **held) if x_0 is None else join_path(x_0, noise, solver=solver, step=skipped)
+    for step, timestep in list(enumerate(solver.timesteps))[skipped:]:
         z_t = hold_background(blending, z_t, noise=noise, step=step, **held)
         x_t = solver.scale_model_input(z_t, timestep)
         if blending == "clean":
@@ -170,8 +177,11 @@ def _average_draws(
     condition: dict[str, Any],
     background: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]] | None = None,
     on_step: Callable[[Tensor], None] | None = None,
+    start: Float[Tensor, "b c h w"] | None = None,
+    skipped: int = 0,
 ) -> Float[Tensor, "b c h w"]:
-    """Clean latents; of a `background` (clean latents, keep mask M) what M keeps stays.
+    """Clean latents; of a `background` (clean latents, keep mask M) what M keeps stays. start, skipped: the picture's
+    latents that the step after so many begins with, in the place of nothing.
 
     `InputError` for the blending `none`, whose background moves.
     """
@@ -180,8 +190,8 @@ def _average_draws(
         raise InputError("draws above 1 need the blending clean or noised; this model has none: set draws to 1")
     solver = _start(model, "ddim", steps)
     alphas = solver.alphas_cumprod.to(model.device)
-    x_0 = torch.zeros(len(generator), *_get_shape(model), device=model.device)
-    for timestep in solver.timesteps.long():
+    x_0 = torch.zeros(len(generator), *_get_shape(model), device=model.device) if start is None else start
+    for timestep in solver.timesteps.long()[skipped:]:
         x_0 = _put_back(x_0, background)
         schedule = {"alphas_cumprod": alphas, "timestep": timestep.expand(len(x_0))}
         drawn = torch.zeros_like(x_0)

@@ -33,13 +33,13 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """How the model's pictures are made. steps, guidance, draws, strength: see `imprint.models.Sampling`;
-    from_noise_cases: so many cases (of each stratum) are also made from noise alone."""
+    """How the model's pictures are made. steps, guidance, draws, strength: see `imprint.models.Sampling`, of
+    which None is the model's own; from_noise_cases: so many cases (of each stratum) are also made from noise alone."""
 
     steps: int
     guidance: float
     draws: int
-    strength: float
+    strength: float | None
     from_noise_cases: int
     batch_size: int
 
@@ -53,10 +53,10 @@ def make_composites(
     """All methods' pictures. Finished batches of the model's are kept in `work_dir` where there is one.
 
     `from_noise` is the paper's way, of the first `from_noise_cases` cases: the hole is never seen and the appearance
-    flow has no part in it. A model without a flow has no other way, so that is `ours` then, and no row is made twice.
+    flow has no part in it. Where `ours` are made so anyway, as without a flow, nothing is made twice.
     """
-    has_flow = compositor.model.appearance_flow is not None
-    count = making.from_noise_cases if has_flow else 0
+    own = compositor.model.preset.sampling.strength if making.strength is None else making.strength
+    count = making.from_noise_cases if own < 1.0 else 0
     places = {
         "ours": list(range(len(trials))),
         "from_noise": [number for number, trial in enumerate(trials) if trial.place < count],
@@ -65,7 +65,7 @@ def make_composites(
     with show_progress("evaluate: composites", sum(map(len, places.values()))) as bar:
         for method, chosen in places.items():
             made[method] = [None] * len(trials)
-            paper = method == "from_noise" or not has_flow
+            paper = method == "from_noise"
             folder = None if work_dir is None else work_dir / "composites" / method
             for start in range(0, len(chosen), making.batch_size):
                 numbers = chosen[start : start + making.batch_size]
@@ -91,14 +91,15 @@ def make_baselines(trials: Sequence[Trial]) -> Composites:
 
 
 def build_request(trial: Trial, *, paper: bool) -> Request:
-    """What the model is given: `insert` keeps what lies in the hole, `replace` (the paper's) never sees it."""
+    """What the model is given. `replace` (the paper's) never sees what lies in the hole; what is not the paper's keeps
+    it where the model can (`insert`)."""
     return Request(
         object_rgba=trial.reference,
         background=trial.case.plate,
         hole=trial.hole,
         level=trial.level,
         seed=trial.seed,
-        mode="replace" if paper else "insert",
+        mode="replace" if paper else None,
     )
 
 
@@ -113,15 +114,15 @@ def _make_batch(
     requests = [build_request(trial, paper=paper) for trial in trials]
     sampling = {"steps": making.steps, "guidance": making.guidance, "draws": making.draws}
     composites = compositor.composite_batch(requests, **sampling, strength=1.0 if paper else making.strength)
-    answers = [_to_made(composite, paper=paper) for composite in composites]
+    answers = [_to_made(composite) for composite in composites]
     for path, made in zip(paths, answers, strict=bool(paths)):
         save_image(path, made.picture if made.opacity is None else np.dstack([made.picture, made.opacity]))
     return answers
 
 
-def _to_made(composite: Composite, *, paper: bool) -> Made:
+def _to_made(composite: Composite) -> Made:
     """Opacity as it is kept on disk, so that a resumed run measures the same; a picture from noise has none."""
-    if composite.opacity is None or paper:
+    if composite.opacity is None:
         return Made(composite.picture, None)
     return Made(composite.picture, np.rint(np.clip(composite.opacity, 0.0, 1.0) * 255).astype(np.uint8))
 

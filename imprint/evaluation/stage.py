@@ -26,6 +26,7 @@ CODE = (
     "imprint.diffusion",
     "imprint.evaluation",
     "imprint.inference",
+    "imprint.appearance",
     "imprint.models",
     "imprint.segmentation",
     "imprint.tracking",

@@ -282,7 +282,7 @@ def _make_ours(compositor: Compositor, requests: Sequence[Request], settings: Wo
     with show_progress("evaluate-world: composites", len(requests)) as bar:
         for start in range(0, len(requests), BATCH_SIZE):
             batch = requests[start : start + BATCH_SIZE]
-            images += compositor.composite_batch(batch, **sampling)
+            images += [made.picture for made in compositor.composite_batch(batch, **sampling)]
             bar.advance(len(batch))
     return images
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS, MaskLevel
 from imprint.core.pixels import save_image
-from imprint.inference.inputs import check_output, load_request
+from imprint.inference.inputs import Mode, check_output, list_views, load_request
+
+CUT_SHADOW_SHARE = 0.3  # of the object's shadow outside the hole: above it the user is told
 
 
 def composite_files(
@@ -20,26 +24,41 @@ def composite_files(
     level: str,
     model: str,
     seed: int,
-    steps: int | None,
-    guidance: float | None,
-    draws: int | None,
+    mode: str | None = None,
+    shadow_reach: float = 0.0,
     root: Path = Path("."),
+    **sampling: float | None,
 ) -> None:
     """Put the object, of which there may be several views, into the background where the mask is white.
 
-    `InputError` for anything the user can mend.
+    A folder among `object_paths` stands for the pictures in it. sampling: see `imprint.models.Sampling`. `InputError`
+    for anything the user can mend.
     """
     check_output(output_path)
-    if any(value is not None and value < 1 for value in (steps, guidance, draws)):
+    counts = (sampling.get(name) for name in ("steps", "guidance", "draws"))
+    if any(value is not None and value < 1 for value in counts):
         raise InputError("--steps, --guidance and --draws must be at least 1")
-    params_path = root / "params.yaml"
+    if not 0.0 <= shadow_reach <= 1.0:
+        raise InputError(f"--shadow-reach {shadow_reach:g} is not between 0 and 1 (of the hole's longer side)")
     request = load_request(
-        object_paths, background_path, mask_path, params_path=params_path, level=_parse_level(level), seed=seed
+        list_views(object_paths),
+        background_path,
+        mask_path,
+        params_path=root / "params.yaml",
+        level=_parse_level(level),
+        seed=seed,
     )
+    request = replace(request, mode=_parse_mode(mode), shadow_reach=shadow_reach)
     from imprint.inference.loading import load_compositor
 
-    compositor = load_compositor(model, root)
-    save_image(output_path, compositor.composite_batch([request], steps=steps, guidance=guidance, draws=draws)[0])
+    made = load_compositor(model, root).composite_batch([request], **sampling)[0]
+    save_image(output_path, made.picture)
+    if len(request.more_objects) and made.expected_error is not None:
+        print(f"view {made.view + 1} of {1 + len(request.more_objects)} fits best and was taken")
+    if shadow_reach > 0:
+        print(f"the shadow may leave the mask by {shadow_reach:g} of its longer side: pixels outside it have changed")
+    elif made.cut_shadow > CUT_SHADOW_SHARE:
+        print("much of the shadow lies outside the mask: give it room by a larger mask, or by --shadow-reach 0.3")
 
 
 def _parse_level(level: str) -> MaskLevel:
@@ -47,3 +66,10 @@ def _parse_level(level: str) -> MaskLevel:
         if level == known:
             return known
     raise InputError(f"--mask-level {level} is unknown; use one of {', '.join(MASK_LEVELS)}")
+
+
+def _parse_mode(mode: str | None) -> Mode | None:
+    for known in (None, *get_args(Mode)):
+        if mode == known:
+            return known
+    raise InputError(f"--mode {mode} is unknown; use insert or replace")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from imprint.core.masks import MaskLevel
 from imprint.core.params import load_params
 from imprint.core.pixels import load_image, load_mask
 
+Mode = Literal["insert", "replace"]
+VIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of the pictures that a folder of views may hold
 DEFAULT_LEVEL: MaskLevel = "box"
 
 
@@ -25,7 +28,9 @@ class Request:
     order, for a model that was trained with several; background: RGB uint8 [h, w, 3];
     hole: bool [h, w], true where the object goes, nothing else changes; level: how the hole is to be read, from
     `exact` (the object's very outline: fill it) to `box` (a place: sit inside it). A model that was trained without
-    the condition ignores the level, and None leaves it out.
+    the condition ignores the level, and None leaves it out; mode: `insert` keeps what lies in the hole beside the
+    object, `replace` never sees it, as in the paper, and None is what the model does best; shadow_reach: how far the
+    object's shadow may leave the hole, in its longer sides; at 0 nothing outside the hole changes.
     """
 
     object_rgba: np.ndarray
@@ -34,6 +39,8 @@ class Request:
     level: MaskLevel | None = DEFAULT_LEVEL
     seed: int = 0
     more_objects: tuple[np.ndarray, ...] = ()
+    mode: Mode | None = None
+    shadow_reach: float = 0.0
 
 
 def load_request(
@@ -59,6 +66,19 @@ def load_request(
     return Request(
         object_rgba=first, more_objects=tuple(others), background=background, hole=hole, level=level, seed=seed
     )
+
+
+def list_views(paths: Sequence[Path]) -> list[Path]:
+    """The pictures that are named, and those in the folders that are named. `InputError` for a folder without any."""
+    found: list[Path] = []
+    for path in paths:
+        inside = (
+            sorted(one for one in path.iterdir() if one.suffix.lower() in VIEW_SUFFIXES) if path.is_dir() else [path]
+        )
+        if not inside:
+            raise InputError(f"object {path} is a folder without pictures; give PNG, JPEG or WebP files in it")
+        found += inside
+    return found
 
 
 def check_hole(hole: np.ndarray, background_hw: tuple[int, ...], name: str = "the mask") -> None:

@@ -19,8 +19,8 @@ class Sampling:
     """How a picture is sampled; the first three from 1.
 
     guidance: 1 is none, larger follows the object more strictly; draws: of noise per step, whose mean is taken (see
-    `imprint.diffusion.sampling`), with 1 a solver follows one path; strength: from 1, the path starts at noise as in the
-    paper, to 0, the picture of the appearance flow is all there is.
+    `imprint.diffusion.sampling`), with 1 a solver follows one path; strength: from 1, the path starts at noise as in
+    the paper, to 0, the picture of the appearance flow is all there is.
     """
 
     steps: int

@@ -27,12 +27,19 @@ class CompositorModel(PythonModel):
         from imprint.core.pixels import encode_image
 
         settings = dict(params or {})
-        requests = self._build_requests(model_input, settings.pop("mask_level", "box"), settings.pop("seed", 0))
+        shared = {
+            "level": settings.pop("mask_level", "box"),
+            "mode": settings.pop("mode", "") or None,
+            "shadow_reach": float(settings.pop("shadow_reach", 0.0)),
+        }
+        requests = self._build_requests(model_input, int(settings.pop("seed", 0)), shared)
+        strength = settings.pop("strength", -1.0)
         chosen = {name: value for name, value in settings.items() if value}  # 0: the model's own
-        images = self._compositor.composite_batch(requests, **chosen)
-        return pd.DataFrame({"image": [encode_image(image) for image in images]})
+        chosen |= {"strength": strength} if strength >= 0 else {}
+        made = self._compositor.composite_batch(requests, **chosen)
+        return pd.DataFrame({"image": [encode_image(one.picture) for one in made]})
 
-    def _build_requests(self, rows: Any, level: Any, seed: int) -> list[Any]:
+    def _build_requests(self, rows: Any, seed: int, shared: dict[str, Any]) -> list[Any]:
         from imprint.inference.inputs import Request, check_hole, check_object, cut_out
         from imprint.serving.pictures import read_pictures
 
@@ -43,9 +50,7 @@ class CompositorModel(PythonModel):
             check_hole(hole, background.shape[:2], f"mask[{row}]")
             check_object(thing, f"object[{row}]")
             rgba = cut_out(thing, self._params_path, f"object[{row}]")
-            request = Request(
-                object_rgba=rgba, background=background[..., :3], hole=hole, level=level, seed=int(seed) + row
-            )
+            request = Request(object_rgba=rgba, background=background[..., :3], hole=hole, seed=seed + row, **shared)
             requests.append(request)
         return requests
 

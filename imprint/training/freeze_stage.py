@@ -22,7 +22,7 @@ from imprint.models.checkpoint import ENCODER_PARTS
 from imprint.models.provenance import list_sources
 
 STAGE = "freeze_encoder"
-CODE = ("imprint.core", "imprint.data", "imprint.models", "imprint.training")
+CODE = ("imprint.core", "imprint.data", "imprint.appearance", "imprint.models", "imprint.training")
 SHARDS, PRETRAINED, OUT = Path("data/shards"), Path("models/pretrained"), Path("models/encoder")
 
 

@@ -25,6 +25,7 @@ CODE = (
     "imprint.core",
     "imprint.data",
     "imprint.diffusion",
+    "imprint.appearance",
     "imprint.models",
     "imprint.tracking",
     "imprint.training",

@@ -95,13 +95,8 @@ def train_model(
         check_precision(params, accelerator.device, stage=run.name)
         shares = share_batches(params, accelerator, stage=run.name)
         prepare_model(model, params, device=accelerator.device)
-        apply_freeze_map(
-            model,
-            task.stage,
-            from_scratch=from_scratch,
-            train_middle_block=train_middle_block,
-            rates=params.learning_rate.model_dump(),
-        )
+        chosen = {"from_scratch": from_scratch, "train_middle_block": train_middle_block}
+        apply_freeze_map(model, task.stage, **chosen, rates=params.learning_rate.model_dump())
         if params.offload_frozen:
             offload_frozen(model, accelerator.device)
         state = build_state(model, build_optimizer(model, params))

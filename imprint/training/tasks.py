@@ -20,7 +20,14 @@ from imprint.appearance import (
 )
 from imprint.core.params import PretrainEncoder, TrainCompositor, Training
 from imprint.core.records import PairKind
-from imprint.data import PAIR_KINDS, CompositingBatch, DrawRules, IdentityBatch, build_compositing_sample, build_identity_sample
+from imprint.data import (
+    PAIR_KINDS,
+    CompositingBatch,
+    DrawRules,
+    IdentityBatch,
+    build_compositing_sample,
+    build_identity_sample,
+)
 from imprint.data.dataset import BuildSample
 from imprint.diffusion import (
     Weighting,
