@@ -69,7 +69,7 @@ base-cpu: $(INSTALLED)  ## The same on two idle CPU cores, within two hours
 base-more: $(INSTALLED)  ## Go on training checkpoints/base, 80 min on one CPU core with AVX512_BF16; as often as you like
 	python -m imprint train-base --shards $(WORLD)/shards --params params/base-more.yaml --work work/base-more
 
-base-flow: $(INSTALLED)  ## Train the appearance flow of checkpoints/base alone, 90 min on two CPU cores with AVX512_BF16
+base-flow: $(INSTALLED)  ## Train the appearance flow of checkpoints/base alone, 75 min on one CPU core with AVX512_BF16
 	python -m imprint train-base --shards $(WORLD)/shards --params params/base-flow.yaml --work work/base-flow
 
 lint: $(INSTALLED)  ## Style and types

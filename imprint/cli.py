@@ -214,6 +214,20 @@ def send_metrics() -> None:
 
 
 @app.command()
+def migrate(
+    params: Annotated[Path, typer.Argument(help="The parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Bring a parameter file of an earlier version up to date: new keys, by which nothing changes."""
+    with _exit_on_bad_input("migrate"):
+        from imprint.core.migrate import migrate_params
+
+        added = migrate_params(params)
+    for key, value in added.items():
+        print(f"{params}: {key}: {value}")
+    print(f"{params}: {len(added)} keys added" if added else f"{params} misses nothing")
+
+
+@app.command()
 def doctor(
     params: Annotated[
         Path | None, typer.Option(help="What replaces keys of params.yaml, for example params/sd15.yaml.")

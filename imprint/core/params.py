@@ -213,6 +213,7 @@ class FreezeEncoder(Section):
 class TrainCompositor(Training):
     learning_rate: CompositorRates
     exposure_jitter: Annotated[float, Field(ge=0.0)]  # of the reference, in stops; its white balance by a third of it
+    scene_metering: Share  # of the way to middle grey, drawn per sample: scenes as a camera would have exposed them
     hide_rate: Share  # of plates: the appearance flow learns to `replace`, else to `insert`
     mask_levels: dict[MaskLevel, Share]  # drawn per sample
     max_contact_margin: Annotated[float, Field(ge=0.0, le=0.3)]  # of the object's size
@@ -302,7 +303,7 @@ def _explain(error: Any, model: type[Section]) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown key; the keys are {', '.join(_keys_beside(error['loc'], model))}"
     if error["type"] == "missing":
-        return "missing key; see params.yaml of the repository for its meaning"
+        return "missing key; `imprint migrate` adds what is new, see params.yaml of the repository for its meaning"
     return f"{error['msg'][0].lower()}{error['msg'][1:]} (found {error['input']!r})"
 
 

@@ -62,7 +62,7 @@ def build_parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list
     """One optimizer group per part with trainable parameters, with the part's peak rate (`rates`: part => rate)."""
     groups = []
     for part in PARTS:
-        module = getattr(model, part)
+        module = getattr(model, part, None)  # a part that the model has not
         named = [] if module is None else module.named_parameters()
         parameters = [parameter for _, parameter in named if parameter.requires_grad]
         if parameters:

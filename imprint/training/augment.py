@@ -6,11 +6,14 @@ from typing import Any
 
 import kornia.augmentation as kornia_augmentation
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from imprint.appearance.rendering import change_light
 
 # drawn once for a whole batch, unlike all else that kornia draws
 _OF_THE_BATCH = {"order", "forward_input_shape"}
+_MIDDLE_GREY, _MOST_METERED = 0.45, 1.0  # of the picture's 0-1; logarithm of the largest change
 _AFFINE = {"degrees": 15.0, "translate": (0.05, 0.05), "scale": (0.85, 1.1), "shear": 8.0}
 
 
@@ -53,6 +56,30 @@ def change_exposure(
     drawn = (2.0 * drawn - 1.0) * stops
     factor = 2.0 ** (drawn[:, :1] + drawn[:, 1:] / 3)
     return ((reference + 1.0) * factor.to(reference)[:, :, None, None] - 1.0).clamp(max=1.0)
+
+
+def meter_scenes(
+    scene: Float[Tensor, "b 3 s s"],
+    background: Float[Tensor, "b 3 s s"],
+    hole: Bool[Tensor, "b 1 s s"],
+    *,
+    share: float,
+    seed: int,
+    first_row: int = 0,
+    batch_size: int = 0,
+) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b 3 s s"]]:
+    """Scenes with their backgrounds, in [-1, 1], as a camera's metering would have exposed them: what surrounds the hole
+    is brought towards middle grey, by up to `share` of the way. Else a dark ground would pass for little light, and a
+    thing put on it would be darkened. first_row, batch_size: as above."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(batch_size or len(scene), generator=generator)[first_row : first_row + len(scene)]
+    beside = (~hole).float()
+    brightness = (background * 0.5 + 0.5).mean(dim=1, keepdim=True)
+    middle = (brightness * beside).sum(dim=(1, 2, 3)) / beside.sum(dim=(1, 2, 3)).clamp(min=1.0)
+    log_gain = share * drawn.to(scene) * torch.log(_MIDDLE_GREY / middle.clamp(min=0.02))
+    gain = log_gain.clamp(-_MOST_METERED, _MOST_METERED)[:, None, None, None].expand_as(scene)
+    metered, metered_background = (change_light(image * 0.5 + 0.5, gain) * 2 - 1 for image in (scene, background))
+    return metered, metered_background
 
 
 def _change_colour_and_light(colours: Tensor, strength: float, *, rows: slice, batch_size: int) -> Tensor:

@@ -38,7 +38,7 @@ from imprint.diffusion import (
 )
 from imprint.models import ImprintModel
 from imprint.models.freezing import TrainingStage
-from imprint.training.augment import augment_reference, change_exposure
+from imprint.training.augment import augment_reference, change_exposure, meter_scenes
 from imprint.training.noising import Noising
 
 Generators = list[torch.Generator]
@@ -130,12 +130,17 @@ class CompositingTask:
         (reference, opacity), more = augment_pictures(batch, self.params, affine=True, seed=seed)
         is_single = batch.is_single[:, None, None, None]
         reference = torch.where(is_single, reference, batch.reference)
+        scene, background = batch.scene, batch.background
+        rows = {"first_row": int(batch.position[0]) % self.params.batch_size, "batch_size": self.params.batch_size}
         if self.params.exposure_jitter > 0:
-            first_row, size = int(batch.position[0]) % self.params.batch_size, self.params.batch_size
-            drawn = {"stops": self.params.exposure_jitter, "seed": seed, "first_row": first_row, "batch_size": size}
-            reference = change_exposure(reference, **drawn)
+            reference = change_exposure(reference, stops=self.params.exposure_jitter, seed=seed, **rows)
+        if self.params.scene_metering > 0:
+            drawn = {"share": self.params.scene_metering, "seed": seed + 1, **rows}
+            scene, background = meter_scenes(scene, background, batch.hole, **drawn)
         return replace(
             batch,
+            scene=scene,
+            background=background,
             reference=reference,
             opacity=torch.where(is_single, opacity, batch.opacity),
             more=torch.where(is_single[..., None], more, batch.more),
