@@ -47,7 +47,7 @@ from imprint.evaluation.protocol import hash_settings
 from imprint.evaluation.summary import Groups
 from imprint.evaluation.world_composites import (
     LARGE_PX,
-    MARGIN_SHARE,
+    MAX_MARGIN_SHARE,
     SHADOW_SHARE,
     choose_scene_pairs,
     group_by_object,
@@ -272,7 +272,7 @@ def _build_protocol(reader: ShardReader, pairs: Sequence[PairRecord], settings: 
     views = [view for pair in pairs for view in reader.read_pair(pair)]
     parts = [part for view in views for part in (view.object_rgba, view.scene, view.mask, view.plate)]
     pictures = b"".join(part.tobytes() for part in parts if part is not None)
-    constants = {"bright_levels": BRIGHT_LEVELS, "margin_share": MARGIN_SHARE, "shadow_share": SHADOW_SHARE}
+    constants = {"bright_levels": BRIGHT_LEVELS, "max_margin_share": MAX_MARGIN_SHARE, "shadow_share": SHADOW_SHARE}
     constants["bootstrap_samples"] = BOOTSTRAP_SAMPLES
     shown = {"name": NAME, "feature": FEATURE, "levels": list(MASK_LEVELS), **constants, **asdict(settings)}
     covered = {"pairs": [pair.pair_id for pair in pairs], "pictures": compute_digest(pictures)}

@@ -23,7 +23,7 @@ from imprint.evaluation.summary import Groups, measure_all, summarise_identity, 
 from imprint.evaluation.trials import Trial
 from imprint.inference.composer import Compositor
 
-MARGIN_SHARE = 0.08  # of the object's size, for its contact shadow
+MAX_MARGIN_SHARE = 0.08  # of the object's size, for its contact shadow; as in training from none to so much
 LARGE_PX = 768  # side of the picture that a composite is timed on
 SHADOW_SHARE = 0.03  # of white: scene and plate differ by more beside the object where its shadow or its light falls
 
@@ -85,7 +85,8 @@ def time_composite(compositor: Compositor, trial: Trial, making: Making) -> floa
 def build_case(reference: View, target: View, *, pair: PairRecord) -> Case:
     """The reference into the target's scene. Without a rendered plate the largest hole is filled from its rim (Telea
     2004), so that no method sees the true object, and there is no shadow to measure."""
-    holes = build_holes(target.mask)
+    margin = MAX_MARGIN_SHARE * np.random.default_rng(int(build_id(pair.pair_id)[:8], 16)).random()
+    holes = build_holes(target.mask, margin)
     if target.plate is None:
         filled = cv2.inpaint(target.scene, holes["box"].astype(np.uint8), 3, cv2.INPAINT_TELEA)
         plate, shadow = np.where(holes["box"][..., None], filled, target.scene), np.zeros_like(target.mask)
@@ -97,11 +98,11 @@ def build_case(reference: View, target: View, *, pair: PairRecord) -> Case:
     return Case(pair.clip_id, references, plate, target.scene, target.mask, shadow, holes)
 
 
-def build_holes(mask: np.ndarray) -> dict[MaskLevel, np.ndarray]:
+def build_holes(mask: np.ndarray, margin: float) -> dict[MaskLevel, np.ndarray]:
     """All levels; but for `exact` with room for the contact shadow, where something of the picture stays."""
     holes = compute_mask_levels(mask)
     size_px = compute_object_size_px(mask)
-    grown = {level: add_contact_margin(hole, size_px, MARGIN_SHARE) for level, hole in holes.items()}
+    grown = {level: add_contact_margin(hole, size_px, margin) for level, hole in holes.items()}
     return {level: hole if level == "exact" or grown[level].all() else grown[level] for level, hole in holes.items()}
 
 
