@@ -276,6 +276,8 @@ def test_the_best_sharpness_is_the_one_nearest_to_right() -> None:
     methods = {"ours": tell(1.2), "paste": tell(0.7), "poisson": tell(3.0)}
     assert [is_best(method, methods, "sharpness") for method in methods] == [True, False, False]
     assert not any(is_best(method, methods, name) for method in methods for name in ("copy_distance", "psnr"))
+    methods["from_noise"] = tell(1.0)  # of fewer cases: no best, and none is beaten by it
+    assert [is_best(method, methods, "sharpness") for method in methods] == [True, False, False, False]
 
 
 def test_goals_are_bound_to_the_paste_the_ceiling_and_the_level(metrics: dict, tmp_path: Path, capsys) -> None:

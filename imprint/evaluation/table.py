@@ -33,6 +33,7 @@ COLUMNS = {
     "surround_psnr_db": ("surround PSNR dB", 1),
 }
 NO_BEST = ("copy_distance",)  # neither more nor less of it is better
+PARTIAL = ("from_noise",)  # measured on fewer cases: its mean is of others, so it is neither best nor beaten
 TREES = {
     "levels": ("Composites against the ground truth, by mask level; view change up to 45 degrees", "mask"),
     "view_changes": ("The same by view change; all mask levels", "degrees"),
@@ -121,9 +122,10 @@ def is_best(method: str, methods: Mapping[str, Cells], name: str) -> bool:
     """Whether no other method of the group is better: has more, or of sharpness less deviation from 1."""
     measure, sign = ("log_sharpness", -1) if name == "sharpness" else (name, 1)
     own = methods[method][measure]
-    if own is None or name in NO_BEST:
+    if own is None or name in NO_BEST or method in PARTIAL:
         return False
-    return all(sign * own >= sign * cell for cells in methods.values() if (cell := cells[measure]) is not None)
+    others = [cells[measure] for other, cells in methods.items() if other not in PARTIAL]
+    return all(sign * own >= sign * cell for cell in others if cell is not None)
 
 
 def _format_cell(method: str, methods: Mapping[str, Cells], name: str) -> str:
