@@ -186,4 +186,5 @@ def _copy_scene(scenes: Path, target: Path) -> dict[str, Any]:
 
 
 def _read_camera(values: dict[str, Any]) -> Camera:
-    return Camera(**values | {"target": tuple(values["target"])})
+    camera = Camera(**values)
+    return replace(camera, target=tuple(camera.target))  # a list in JSON

@@ -191,7 +191,7 @@ def test_the_angle_counts_azimuth_and_elevation_together() -> None:
         flat = np.cos(np.radians(elevation_deg))
         away = [flat * np.sin(np.radians(azimuth_deg)), flat * np.cos(np.radians(azimuth_deg))]
         position = np.array([*away, np.sin(np.radians(elevation_deg))]) * 5 + [1.0, 2.0, 3.0]
-        return compute_view_direction(position, [1.0, 2.0, 3.0], scale * rotation("z", yaw_deg)[:3, :3])
+        return compute_view_direction(position, np.array([1.0, 2.0, 3.0]), scale * rotation("z", yaw_deg)[:3, :3])
 
     start = see(0, 0)
     assert compute_angle_deg(start, see(40, 0)) == pytest.approx(40)

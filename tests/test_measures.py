@@ -170,8 +170,8 @@ def measure_faulty(
     ]
     composites = {"ours": made, "from_noise": [None] * len(cases), **make_baselines(trials)}
     rows = [row.values for row in measure_all(cases, trials, composites) if row.method == "ours"]
-    names = [name for name in rows[0] if all(row[name] is not None for row in rows)]
-    return {name: float(np.mean([row[name] for row in rows])) for name in names}  # pyright: ignore[reportArgumentType]
+    columns = {name: measures.get_applicable(rows, name) for name in rows[0]}
+    return {name: float(column.mean()) for name, column in columns.items() if len(column) == len(rows)}
 
 
 def blur(sigma_px: float) -> Callable[[Case], np.ndarray]:

@@ -96,7 +96,9 @@ def _build_case(
     def read_mask(stem: str) -> np.ndarray:
         return read(stem)[..., 0] > 127
 
-    references = {view_change: read(name_reference(view_change)) for view_change in VIEW_CHANGES}
+    references: dict[ViewChange, np.ndarray] = {
+        view_change: read(name_reference(view_change)) for view_change in VIEW_CHANGES
+    }
     plate, truth = read("plate")[..., :3], read("truth")[..., :3]
     object_mask = read_mask("object_mask")
     shadow_mask = read_mask("shadow_mask") & ~object_mask

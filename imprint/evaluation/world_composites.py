@@ -94,7 +94,7 @@ def build_case(reference: View, target: View, *, pair: PairRecord) -> Case:
         plate = target.plate
         change = np.abs(plate.astype(np.float32) - target.scene).mean(axis=-1)
         shadow = (change > 255 * SHADOW_SHARE) & ~target.mask
-    references = {find_view_change(180.0 * pair.view_change): reference.object_rgba}
+    references: dict[ViewChange, np.ndarray] = {find_view_change(180.0 * pair.view_change): reference.object_rgba}
     return Case(pair.clip_id, references, plate, target.scene, target.mask, shadow, holes)
 
 
