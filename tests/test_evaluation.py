@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from imprint.cli import app
 from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS
 from imprint.core.params import Evaluate, load_params
+from imprint.core.pixels import load_image
+from imprint.core.view_changes import find_view_change
 from imprint.evaluation import measures, summary
 from imprint.evaluation.bootstrap import compute_interval
 from imprint.evaluation.cases import CaseSet, load_cases
@@ -117,6 +121,11 @@ def test_bad_archives_are_input_errors_that_name_them(tmp_path: Path) -> None:
 
 
 # --- trials ---------------------------------------------------------------------------------------------------------
+
+
+def test_strata_are_half_open() -> None:
+    angles_deg = (0.0, 19.9, 20.0, 44.9, 45.0, 90.0, 180.0)
+    assert list(map(find_view_change, angles_deg)) == ["0-20"] * 2 + ["20-45"] * 2 + ["45-90"] + ["90-180"] * 2
 
 
 def test_strata_take_turns_so_that_each_gets_as_many_cases() -> None:
@@ -292,6 +301,8 @@ def test_goals_are_bound_to_the_paste_the_ceiling_and_the_level(metrics: dict, t
     (tmp_path / "evaluation.json").write_text(json.dumps(metrics))
     print_markdown(tmp_path / "evaluation.json")
     printed = capsys.readouterr().out
+    again = CliRunner().invoke(app, ["evaluation-table", "--metrics", str(tmp_path / "evaluation.json")])
+    assert again.stdout == printed
     assert "| object PSNR dB | box | at least " in printed
     assert printed.count("| yes |") == sum(goal.met is True for goal in goals.values())
     old = {name: value for name, value in metrics.items() if name != "cells"}
@@ -355,4 +366,7 @@ def test_the_report_stands_alone_and_is_the_same_every_time(
     assert names <= {str(f) for f in files}
     lines = (tmp_path / "first" / "cases.csv").read_text().splitlines()
     assert len(lines) == 1 + len(rows) == 1 + 2 * len(LEVELS) * (NUM_CASES * (len(METHODS) - 1) + 1)
-    assert (tmp_path / "first" / "composite.png").read_bytes() != (tmp_path / "first" / "grid.png").read_bytes()
+    first = next(n for n, t in enumerate(shown.trials) if (t.place, t.view_change, t.level) == (0, "0-20", "box"))
+    made = shown.composites["ours"][first]
+    assert made is not None
+    np.testing.assert_array_equal(load_image(tmp_path / "first" / "composite.png"), made.picture)
