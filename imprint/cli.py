@@ -96,6 +96,7 @@ def evaluate_world(
     ] = None,
     pairs: Annotated[int, typer.Option(help="Composite at most so many pairs of each stratum of view change.")] = 40,
     from_noise: Annotated[int, typer.Option(help="So many of these also from noise alone, as in the paper.")] = 4,
+    validation: Annotated[bool, typer.Option(help="Objects of split val: to choose by, as the strength.")] = False,
 ) -> None:
     """Measure a compositor on the held-out objects of a rendered world: identity, composites, baselines, goals."""
     with _exit_on_bad_input("evaluate-world"):
@@ -110,6 +111,7 @@ def evaluate_world(
             max_objects=objects,
             pairs_per_stratum=pairs,
             from_noise=from_noise,
+            split="val" if validation else "test",
         )
         run_evaluate_world(model, shards, out=out, settings=settings, threads=threads)
 

@@ -252,7 +252,7 @@ def test_other_settings_are_another_protocol(project: Path, tmp_path: Path) -> N
 
 
 def test_bad_input_is_one_line_that_names_culprit_and_remedy(project: Path, tmp_path: Path) -> None:
-    def fail(match: str, shards: Path = project / "shards", out: Path = tmp_path / "out", **changes: int) -> None:
+    def fail(match: str, shards: Path = project / "shards", out: Path = tmp_path / "out", **changes: int | str) -> None:
         settings = WorldSettings(**{"steps": 1, **changes})  # pyright: ignore[reportArgumentType]
         with pytest.raises(InputError, match=match) as caught:
             run_evaluate_world(project / "compositor", shards, out=out, settings=settings)
@@ -265,6 +265,7 @@ def test_bad_input_is_one_line_that_names_culprit_and_remedy(project: Path, tmp_
     (tmp_path / "file").write_text("")
     fail(r"--out .*file is a file; name a folder", out=tmp_path / "file")
     fail(r"none.pairs\.parquet cannot be read", shards=tmp_path / "none")
+    fail(r"shards has 0 objects .* in split val, 2 and 1 are needed; pack", split="val")
     train = write_world(tmp_path / "train", SIZE_PX, split="train")
     fail(r"train has 0 objects .* in split test, 2 and 1 are needed; pack", shards=train)
     large = write_world(tmp_path / "large", 96)

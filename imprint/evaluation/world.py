@@ -22,7 +22,7 @@ from imprint.core.files import compute_digest, compute_path_digest, write_json_a
 from imprint.core.masks import MASK_LEVELS, largest_component
 from imprint.core.pixels import from_model_range, put_on_black, resize_mask, save_image
 from imprint.core.progress import show_progress
-from imprint.core.records import PairRecord, build_id
+from imprint.core.records import PairRecord, Split, build_id
 from imprint.data import (
     DrawRules,
     IdentityBatch,
@@ -73,7 +73,7 @@ Row = tuple[Sequence[np.ndarray], tuple[str, str]]  # the tiles of one row of a 
 class WorldSettings:
     """steps, guidance, draws, strength: see `imprint.models.Sampling`; max_objects: so many are drawn by the seed, None
     is all; pairs_per_stratum: of each stratum of view change so many pairs are composited at most; from_noise: so many
-    of these also from noise alone."""
+    of these also from noise alone; split: `val` is for choosing, as a preset's strength, `test` for telling."""
 
     steps: int = 3
     guidance: float = 1.5
@@ -81,6 +81,7 @@ class WorldSettings:
     strength: float | None = None
     pairs_per_stratum: int = 40
     from_noise: int = 4
+    split: Split = "test"
     seed: int = 0
     max_objects: int | None = None
 
@@ -110,12 +111,14 @@ def run_evaluate_world(
         raise InputError(f"--out {out} is a file; name a folder")
     reader = ShardReader(shards)
     object_pairs = choose_object_pairs(reader.pairs, settings)
-    objects = [pair.clip_id for pair in object_pairs]
-    chosen = choose_scene_pairs(reader.pairs, objects, per_stratum=settings.pairs_per_stratum, seed=settings.seed)
+    objects, count = [pair.clip_id for pair in object_pairs], settings.pairs_per_stratum
+    chosen = choose_scene_pairs(reader.pairs, objects, per_stratum=count, seed=settings.seed, split=settings.split)
     scene_pairs = [pair for found in chosen.values() for pair in found]
     if len(object_pairs) < 2 or not scene_pairs:
         found = f"{len(object_pairs)} objects with multiview pairs and {len(scene_pairs)} video pairs of them"
-        raise InputError(f"{shards} has {found} in split test, 2 and 1 are needed; pack held-out objects and scenes")
+        raise InputError(
+            f"{shards} has {found} in split {settings.split}, 2 and 1 are needed; pack held-out objects and scenes"
+        )
     model = load_model(model_dir)
     sizes = {"size_px": model.preset.size_px, "reference_px": model.preset.canvas_px}
     for pair in (object_pairs[0], scene_pairs[0]):
@@ -143,8 +146,8 @@ def run_evaluate_world(
 
 
 def choose_object_pairs(pairs: Sequence[PairRecord], settings: WorldSettings) -> list[PairRecord]:
-    """One test `multiview` pair per object, sorted by object: which one depends on the seed and the object alone."""
-    chosen = [group[0] for group in group_by_object(pairs, "multiview", settings.seed).values()]
+    """One `multiview` pair per object, sorted by object: which one depends on the seed and the object alone."""
+    chosen = [group[0] for group in group_by_object(pairs, "multiview", settings.seed, settings.split).values()]
     drawn = sorted(chosen, key=lambda pair: build_id(settings.seed, pair.clip_id))[: settings.max_objects]
     return sorted(drawn, key=lambda pair: pair.clip_id)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from imprint.core.masks import MASK_LEVELS, MaskLevel, add_contact_margin, compute_mask_levels, compute_object_size_px
 from imprint.core.pixels import resize_image, resize_mask
-from imprint.core.records import PairKind, PairRecord, build_id
+from imprint.core.records import PairKind, PairRecord, Split, build_id
 from imprint.core.view_changes import VIEW_CHANGES, ViewChange, find_view_change
 from imprint.data import ShardReader, View
 from imprint.evaluation.cases import Case
@@ -31,12 +31,12 @@ Chosen = Mapping[ViewChange, Sequence[PairRecord]]
 
 
 def choose_scene_pairs(
-    pairs: Sequence[PairRecord], objects: Sequence[str], *, per_stratum: int, seed: int
+    pairs: Sequence[PairRecord], objects: Sequence[str], *, per_stratum: int, seed: int, split: Split = "test"
 ) -> dict[ViewChange, list[PairRecord]]:
-    """For each stratum of view change at most `per_stratum` test `video` pairs of different `objects` (clip ids): which
-    ones depends on the seed, the stratum and the object alone. A world's pairs know the turn between their views; its
-    cameras' elevations differ by up to 37 degrees more."""
-    groups = group_by_object(pairs, "video", seed)
+    """For each stratum of view change at most `per_stratum` `video` pairs of the split, of different `objects` (clip
+    ids): which ones depends on the seed, the stratum and the object alone. A world's pairs know the turn between their
+    views; its cameras' elevations differ by up to 37 degrees more."""
+    groups = group_by_object(pairs, "video", seed, split)
     chosen: dict[ViewChange, list[PairRecord]] = {}
     for view_change in VIEW_CHANGES:
         ordered = sorted(objects, key=lambda clip: build_id(seed, view_change, clip))
@@ -45,11 +45,13 @@ def choose_scene_pairs(
     return {name: found for name, found in chosen.items() if found}
 
 
-def group_by_object(pairs: Sequence[PairRecord], kind: PairKind, seed: int) -> dict[str, list[PairRecord]]:
-    """Clip id => its test pairs of the kind, in an order drawn by the seed."""
+def group_by_object(
+    pairs: Sequence[PairRecord], kind: PairKind, seed: int, split: Split
+) -> dict[str, list[PairRecord]]:
+    """Clip id => its pairs of kind and split, in an order drawn by the seed."""
     groups: dict[str, list[PairRecord]] = defaultdict(list)
     for pair in sorted(pairs, key=lambda pair: build_id(seed, pair.pair_id)):
-        if pair.kind == kind and pair.split == "test":
+        if pair.kind == kind and pair.split == split:
             groups[pair.clip_id].append(pair)
     return groups
 
