@@ -49,5 +49,5 @@ def pack_cases(folder: Path, assets: Path) -> None:
         for path in sorted((folder / name).iterdir()):
             members[f"cases/{name}/{path.name}"] = path.read_bytes()
         records.append(json.loads(members[f"cases/{name}/case.json"]))
-    members["cases.json"] = (json.dumps({"cases": records}, indent=1) + "\n").encode()
+    members["cases.json"] = (json.dumps({"cases": records}) + "\n").encode()
     write_tar(assets / "cases.tar", members)

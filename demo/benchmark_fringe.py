@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Errors = dict[str, tuple[float, float]]  # as found, estimated
 ARCHIVE = Path(__file__).with_name("assets") / "cases.tar"
+REFERENCE = "reference_045.png"
 RIM_PX = 2
 MIN_OPACITY = 0.05
 SOFTNESS_PX = {"sharp edge": 0.0, "soft edge": 0.7}  # sigma of the blur
@@ -44,11 +45,11 @@ def read_cases(archive: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         raise InputError(f"there is no archive {archive}; render it with python -m demo.render cases")
     with tarfile.open(archive) as tar:
         parts = {
-            info.name: tar.extractfile(info) for info in tar if info.name.endswith(("/reference.png", "/plate.png"))
+            info.name: tar.extractfile(info) for info in tar if info.name.endswith((f"/{REFERENCE}", "/plate.png"))
         }
         images = {name: decode_image(file.read(), name).astype(np.float32) for name, file in parts.items() if file}
     for folder in sorted({name.rsplit("/", 1)[0] for name in images}):
-        yield images[f"{folder}/reference.png"], images[f"{folder}/plate.png"]
+        yield images[f"{folder}/{REFERENCE}"], images[f"{folder}/plate.png"]
 
 
 def photograph(reference: np.ndarray, plate: np.ndarray, sigma_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

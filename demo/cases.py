@@ -1,18 +1,21 @@
-"""Test cases with ground truth: one object, seen in a reference view and, elsewhere, put into a scene."""
+"""Test cases with ground truth: one object, seen alone in four reference views and, elsewhere, put into a scene."""
 
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from demo.catalogue import CASE_SEEDS, SIZE_PX
-from demo.pictures import compute_exposure, encode_cutout, to_srgb, write_png
-from demo.rendering import render_cutout, render_image, render_mask
-from demo.world import Actor, Camera, Pose, Stage, build_stage, fit_camera, sample_light
+from demo.pictures import compute_exposure, to_srgb, write_png
+from demo.references import View, render_references
+from demo.rendering import render_image, render_mask
+from demo.world import Actor, Camera, Pose, Stage, build_stage, fit_camera
 from imprint.core.masks import compute_mask_levels
 
 NUM_SAMPLES = 256
@@ -27,13 +30,11 @@ DRAFT_SAMPLES, DRAFT_GLOW = 32, 14.0  # a draft is half the size and noisier
 
 @dataclass(frozen=True)
 class CasePlan:
-    """Where the object stands in the truth, and how it is seen in the reference."""
+    """Where the object stands in the truth, and how it is seen."""
 
     stage_seed: int
     pose: Pose
     camera: Camera
-    reference_pose: Pose
-    reference_camera: Camera
 
 
 def _floor_shadow(points: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -42,11 +43,11 @@ def _floor_shadow(points: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def plan_case(seed: int, attempt: int, actor: Actor) -> tuple[CasePlan, Stage]:
-    """Draw a scene that frames the object with its shadow, and a reference view turned by 30 to 150 degrees."""
+    """Draw a scene that frames the object with its shadow."""
     rng = np.random.default_rng([seed, 8, attempt])
     stage_seed = CASE_SEEDS.start + 2000 + (seed - CASE_SEEDS.start) * 100 + attempt
     stage = build_stage(stage_seed, high_light=True)
-    yaw, turn = rng.uniform(0, 360), rng.choice([-1, 1]) * rng.uniform(30, 150)
+    yaw, _, _ = rng.uniform(0, 360), rng.choice([-1, 1]), rng.uniform(30, 150)  # the last two: earlier cases' reference
     pose = Pose(yaw_deg=float(yaw))
     points = actor.points(pose)
     camera = Camera((0, 0, 0.7), 8, float(rng.uniform(14, 34)), fov_deg=float(rng.uniform(30, 42)))
@@ -55,10 +56,7 @@ def plan_case(seed: int, attempt: int, actor: Actor) -> tuple[CasePlan, Stage]:
     cover = float((render_mask([(actor, pose)], camera, size_px=SIZE_PX // 2) > 0).mean())
     back = max(1.0, (cover / float(rng.uniform(0.1, 0.21))) ** 0.5)
     camera = replace(camera, distance=camera.distance * back)
-    reference = Pose(yaw_deg=float(yaw + turn))
-    view = Camera((0, 0, 0.9), 7, float(rng.uniform(10, 40)), fov_deg=float(rng.uniform(28, 44)))
-    view = fit_camera(view, [actor.points(reference)], fill=float(rng.uniform(0.86, 0.93)))
-    return CasePlan(stage_seed, pose, camera, reference, view), stage
+    return CasePlan(stage_seed, pose, camera), stage
 
 
 def compute_shadow(plate: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -129,27 +127,35 @@ def _draw_case(seed: int, actor: Actor) -> tuple[CasePlan, Stage, tuple[np.ndarr
     raise RuntimeError(f"no scene of 100 suits object {seed}")
 
 
-def write_case(index: int, folder: Path) -> None:
-    """Write `case_<index>/`: pictures, masks, holes, and `case.json` last."""
+def write_case(index: int, folder: Path, *, scenes: Path | None = None) -> None:
+    """Write `case_<index>/`: pictures, masks, holes, and `case.json` last. With `scenes`, an archive of cases, all but
+    the references comes from there, byte for byte."""
     seed = CASE_SEEDS.start + index
     name = f"case_{index:03d}"
     target = folder / name
     if (target / "case.json").exists():
         return
     actor = Actor(seed)
+    record = _write_scene(seed, actor, target) if scenes is None else _copy_scene(scenes, target)
+    truth = View(Pose(**record["view"]["pose"]), _read_camera(record["view"]["camera"]))
+    pictures, about = render_references(seed, actor, truth)
+    for stem, picture in pictures.items():
+        write_png(target / f"{stem}.png", picture)
+    record["view"] |= truth.record(actor)
+    (target / "case.json").write_text(json.dumps(record | about, indent=1) + "\n")
+
+
+def _write_scene(seed: int, actor: Actor, target: Path) -> dict[str, Any]:
+    """Plate, truth, masks and holes; the case's record without its references."""
     plan, stage, (plate, truth, mask) = _draw_case(seed, actor)
     shadow = compute_shadow(plate, truth, mask)
     holes = compute_holes(mask, shadow)
-    light = sample_light(np.random.default_rng([seed, 10]))
-    cutout = render_cutout(
-        actor, plan.reference_pose, light, plan.reference_camera, size_px=SIZE_PX, num_samples=128, seed=seed
-    )
-    pictures = {"reference": encode_cutout(cutout), "plate": plate, "truth": truth}
     grey = {"object_mask": mask, "shadow_mask": shadow} | {f"hole_{k}": v for k, v in holes.items()}
-    for key, picture in (pictures | {k: v.astype(np.uint8) * 255 for k, v in grey.items()}).items():
+    pictures = {"plate": plate, "truth": truth} | {k: v.astype(np.uint8) * 255 for k, v in grey.items()}
+    for key, picture in pictures.items():
         write_png(target / f"{key}.png", picture)
-    record = {
-        "name": name,
+    return {
+        "name": target.name,
         "seed": seed,
         "stage_seed": plan.stage_seed,
         "background": stage.background,
@@ -157,10 +163,28 @@ def write_case(index: int, folder: Path) -> None:
         "shadow_cover": round(float(shadow.mean()), 4),
         "hole_box_cover": round(float(holes["box"].mean()), 4),
         "view": {"pose": asdict(plan.pose), "camera": asdict(plan.camera), "light": asdict(stage.light)},
-        "reference_view": {
-            "pose": asdict(plan.reference_pose),
-            "camera": asdict(plan.reference_camera),
-            "light": asdict(light),
-        },
     }
-    (target / "case.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _copy_scene(scenes: Path, target: Path) -> dict[str, Any]:
+    """The same from an archive of cases."""
+    record: dict[str, Any] = {}
+    target.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(scenes) as archive:
+        for info in archive:
+            folder, _, file = info.name.rpartition("/")
+            if folder != f"cases/{target.name}" or file.startswith("reference"):
+                continue
+            data = archive.extractfile(info).read()  # type: ignore[union-attr]
+            if file == "case.json":
+                record = json.loads(data)
+            else:
+                (target / file).write_bytes(data)
+    if not record:
+        raise RuntimeError(f"{scenes} has no {target.name}")
+    return {key: value for key, value in record.items() if not key.startswith("reference")}
+
+
+def _read_camera(values: dict[str, Any]) -> Camera:
+    camera = Camera(**values)
+    return replace(camera, target=tuple(camera.target))  # a list in JSON

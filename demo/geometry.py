@@ -50,6 +50,18 @@ def rotation(axis: str, angle_deg: float) -> np.ndarray:
     return matrix
 
 
+def compute_view_direction(position: np.ndarray, centre: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Unit vector from an object to a camera in the object's own axes: `position` of the camera and `centre` of the
+    object are in the world, `turn` [3, 3] is the object's rotation, whatever its scale."""
+    away = (np.asarray(position) - np.asarray(centre)) @ (turn / np.linalg.norm(turn, axis=0))
+    return away / np.linalg.norm(away)
+
+
+def compute_angle_deg(first: np.ndarray, second: np.ndarray) -> float:
+    """0 to 180 degrees between two unit vectors."""
+    return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(first, second)), first @ second)))
+
+
 def _grid_faces(num_rows: int, num_columns: int, offset: int = 0) -> np.ndarray:
     """Triangles of a vertex grid, row-major; the normal is (along columns) x (along rows)."""
     corner = (np.arange(num_rows - 1)[:, None] * num_columns + np.arange(num_columns - 1)[None]).ravel() + offset

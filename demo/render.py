@@ -77,10 +77,10 @@ def _example_task(folder: Path) -> None:
     write_example(folder)
 
 
-def _case_task(index: int, folder: Path) -> None:
+def _case_task(index: int, folder: Path, scenes: Path | None) -> None:
     from demo.cases import write_case
 
-    write_case(index, folder)
+    write_case(index, folder, scenes=scenes)
 
 
 def render_scenes(args: argparse.Namespace) -> None:
@@ -130,7 +130,8 @@ def render_cases(args: argparse.Namespace) -> None:
     from demo.catalogue import NUM_CASES
 
     chosen = args.only or range(NUM_CASES)
-    run_pool([partial(_case_task, index, args.out) for index in chosen], "cases", args)
+    scenes = ASSETS / "cases.tar" if args.keep_scenes else None
+    run_pool([partial(_case_task, index, args.out, scenes) for index in chosen], "cases", args)
     if not args.only:
         pack_cases(args.out, ASSETS)
 
@@ -156,7 +157,13 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--only", type=int, nargs="+", help="numbers to render; of the demo's none are packed then"
             )
-        if name == "clips":
+        if name == "cases":
+            command.add_argument(
+                "--keep-scenes",
+                action="store_true",
+                help="render references alone; the rest comes from the shipped tar",
+            )
+        elif name == "clips":
             command.add_argument("--first", type=int, default=0, help="seed of the first; 0: the demo's (default)")
         elif name == "world":
             command.add_argument("--count", type=int, default=2000, help="training objects (default 2000)")

@@ -114,10 +114,10 @@ class Actor:
         low = min(float((part.mesh.vertices @ turn[2, :3]).min()) for part in self.parts)
         return translation(pose.x, pose.y, -low) @ turn
 
-    def points(self, pose: Pose) -> np.ndarray:
-        """(N, 3) vertices in the world, for framing."""
+    def points(self, pose: Pose, *, step: int = 3) -> np.ndarray:
+        """(N, 3) vertices in the world, for framing: every third by default, which may miss a corner."""
         matrix = self.matrix(pose)
-        vertices = np.concatenate([part.mesh.vertices[::3] for part in self.parts])
+        vertices = np.concatenate([part.mesh.vertices[::step] for part in self.parts])
         return vertices @ matrix[:3, :3].T + matrix[:3, 3]
 
     def shapes(self, pose: Pose, prefix: str) -> dict[str, Any]:

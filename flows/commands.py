@@ -101,8 +101,8 @@ def run_gate_here(root: Path, *, remeasure: bool, promote_it: bool) -> None:
 def evaluate_version_here(name: str, version: str, root: Path) -> None:
     """Measure a registered version and show its numbers."""
     from flows.promotion import VERSIONS, evaluate_version
-    from imprint.evaluation.table import build_quality_table
+    from imprint.evaluation.table import print_quality
 
     metrics = evaluate_version(name, version, root)
-    Console(width=max(Console().width, 112)).print(build_quality_table(metrics))
+    print_quality(metrics)
     print(f"Page: {(root / VERSIONS / f'{name}-{version}' / 'index.html').resolve()}")

@@ -27,8 +27,8 @@ from imprint.evaluation.bootstrap import sample_means
 
 RULES_FILE = "gate.yaml"
 NonNegative = Annotated[float, Field(ge=0.0)]
-Cell = tuple[str, str]  # case, mask level
-Verdict = Literal["better", "worse", "equal", "noise", "small", "missing"]
+Cell = tuple[str, str]  # case, and how it was tried: view change and mask level
+Verdict = Literal["better", "worse", "equal", "noise", "small", "absent", "missing"]
 Reason = Literal[
     "first",  # no champion yet, and the challenger keeps the limits
     "better",
@@ -77,7 +77,8 @@ class GateRules(Section):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One version under one protocol: metric => (case, level) => value. What does not apply is absent."""
+    """One version under one protocol: metric => cell => value. Cells that a metric does not apply to are absent; of a
+    metric that applies to none, as the outline where no opacity is known, all are."""
 
     protocol: str
     values: Mapping[str, Mapping[Cell, float]]
@@ -220,7 +221,7 @@ def _judge(limits: Sequence[LimitVerdict], metrics: Sequence[MetricVerdict], rul
         return "missing", f"no usable values of {', '.join(named['missing'])}"
     if not metrics:
         return "first", "there is no champion yet, and it keeps all limits"
-    num_cases = min(verdict.num_cases for verdict in metrics)
+    num_cases = min((verdict.num_cases for verdict in metrics if verdict.verdict != "absent"), default=0)
     if num_cases < rules.min_cases:
         return "few-cases", f"{num_cases} cases; gate.yaml asks for {rules.min_cases}"
     better = ", ".join(named.get("better", []))
@@ -243,14 +244,19 @@ def _compare_all(champion: Candidate, challenger: Candidate, rules: GateRules) -
     assert champion.measurement is not None
     assert challenger.measurement is not None
     first, second = champion.measurement.values, challenger.measurement.values
-    return tuple(_compare(name, first.get(name, {}), second.get(name, {}), rules=rules) for name in rules.metrics)
+    return tuple(_compare(name, first.get(name), second.get(name), rules=rules) for name in rules.metrics)
 
 
 def _compare(
-    name: str, champion: Mapping[Cell, float], challenger: Mapping[Cell, float], *, rules: GateRules
+    name: str, champion: Mapping[Cell, float] | None, challenger: Mapping[Cell, float] | None, *, rules: GateRules
 ) -> MetricVerdict:
-    """`missing` unless both have a finite value in exactly the same cells."""
-    if not champion or set(champion) != set(challenger):
+    """`absent` if it is measured but applies to nothing of one side: that says nothing of the other. `missing` unless
+    else both have a finite value in exactly the same cells."""
+    if champion is None or challenger is None:
+        return MetricVerdict(name, "missing")
+    if not champion or not challenger:
+        return MetricVerdict(name, "absent")
+    if set(champion) != set(challenger):
         return MetricVerdict(name, "missing")
     cells = sorted(champion)
     before = np.array([champion[cell] for cell in cells])

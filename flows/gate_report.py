@@ -17,6 +17,7 @@ VERDICTS = {
     "noise": "within chance",
     "small": "too small to matter",
     "missing": "no usable values",
+    "absent": "does not apply",
 }
 _TEMPLATE = Path(__file__).with_name("gate_report.html.j2")
 

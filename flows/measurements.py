@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.gate import Measurement
+from flows.gate import Cell, Measurement
 from imprint.core.errors import InputError
 from imprint.inference.registered import find_location
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
@@ -30,6 +30,7 @@ PROTOCOL_TAG = "imprint.protocol"  # the one that it was measured under last
 PROBLEM_TAG = "imprint.evaluation_problem"  # why it has no measurement
 METHOD = "ours"
 _FOLDER = "evaluation"
+_KEYS = ("case", "view_change", "level", "method")
 
 
 def attach_evaluation(client: MlflowClient, version: ModelVersion, root: Path) -> None:
@@ -96,11 +97,16 @@ def load_measurement(metrics: Path, cases: Path) -> Measurement:
         raise InputError(f"{metrics} carries no protocol; run `dvc repro evaluate` again")
     with cases.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("method") == METHOD]
-    names = [name for name in (rows[0] if rows else {}) if name not in ("case", "level", "method")]
-    values = {name: {(row["case"], row["level"]): _to_float(row[name]) for row in rows if row[name]} for name in names}
+    names = [name for name in (rows[0] if rows else {}) if name not in _KEYS]
+    values = {name: {_get_cell(row): _to_float(row[name]) for row in rows if row[name]} for name in names}
     if not values:
         raise InputError(f"{cases} has no rows of the model's; run `dvc repro evaluate` again")
     return Measurement(f"{protocol['name']}/{protocol['hash']}", values)
+
+
+def _get_cell(row: dict[str, str]) -> Cell:
+    """Measurements from before there were view changes have none; their protocol is another one anyway."""
+    return row["case"], f"{row.get('view_change', '')} {row['level']}".strip()
 
 
 def _to_float(text: str) -> float:

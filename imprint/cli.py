@@ -91,13 +91,42 @@ def evaluate_world(
     draws: Annotated[int, typer.Option(help="Draws of noise per step, whose mean is taken.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice of views and of the noise.")] = 0,
     objects: Annotated[int | None, typer.Option(help="Draw so many of the objects; all if it is left out.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="1: from noise; 0: the flow's picture. The model's own.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Composite at most so many pairs of each stratum of view change.")] = 40,
+    from_noise: Annotated[int, typer.Option(help="So many of these also from noise alone, as in the paper.")] = 4,
+    validation: Annotated[bool, typer.Option(help="Objects of split val: to choose by, as the strength.")] = False,
 ) -> None:
-    """Measure a compositor on the held-out objects of a rendered world: identity, composites, baselines."""
+    """Measure a compositor on the held-out objects of a rendered world: identity, composites, baselines, goals."""
     with _exit_on_bad_input("evaluate-world"):
         from imprint.evaluation.world import WorldSettings, run_evaluate_world
 
-        settings = WorldSettings(steps=steps, guidance=guidance, draws=draws, seed=seed, max_objects=objects)
+        settings = WorldSettings(
+            steps=steps,
+            guidance=guidance,
+            draws=draws,
+            strength=strength,
+            seed=seed,
+            max_objects=objects,
+            pairs_per_stratum=pairs,
+            from_noise=from_noise,
+            split="val" if validation else "test",
+        )
         run_evaluate_world(model, shards, out=out, settings=settings, threads=threads)
+
+
+@app.command()
+def evaluation_table(
+    metrics: Annotated[Path, typer.Option(help="evaluation.json of `evaluate` or of a version, or world.json.")] = Path(
+        "metrics/evaluation.json"
+    ),
+) -> None:
+    """Print the numbers of an evaluation as tables in Markdown, by mask level and by view change, and the goals."""
+    with _exit_on_bad_input("evaluation-table"):
+        from imprint.evaluation.goals import print_markdown
+
+        print_markdown(metrics)
 
 
 @app.command()

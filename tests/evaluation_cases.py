@@ -12,12 +12,13 @@ import numpy as np
 
 from imprint.core.masks import add_contact_margin, compute_mask_levels
 from imprint.core.pixels import encode_image
+from imprint.core.view_changes import VIEW_CHANGES, name_reference
 
 _KINDS = ("ellipse", "box", "triangle")
 
 
 def draw_case(seed: int, size_px: int) -> dict[str, np.ndarray]:
-    """Pictures of one case by file stem."""
+    """Pictures of one case by file stem; `reference`: one view of the object, for whoever needs no more."""
     rng = np.random.default_rng(seed)
     first, second = (rng.integers(30, 256, 3).tolist() for _ in range(2))
     plate = _draw_plate(rng, size_px)
@@ -26,12 +27,16 @@ def draw_case(seed: int, size_px: int) -> dict[str, np.ndarray]:
     shadow = np.roll(shape, (size_px // 12, size_px // 12), (0, 1)) & ~shape
     truth = np.where(shadow[..., None], plate // 2, plate)
     truth = np.where(shape[..., None], _paint(size_px, first, second, shift=0), truth).astype(np.uint8)
-    opacity = _draw_shape(seed, size_px, np.array([size_px // 2] * 2), 0.35)
-    colours = _paint(size_px, first, second, shift=3)
+    opacity = _draw_shape(seed, size_px, np.array([size_px // 2] * 2), 0.35).astype(np.uint8) * 255
+    references = {
+        name_reference(view_change): np.dstack([_paint(size_px, first, second, shift=3 + number), opacity])
+        for number, view_change in enumerate(VIEW_CHANGES)
+    }
     levels = compute_mask_levels(shape)
     levels["box"] = levels["box"] | add_contact_margin(shadow | shape, size_px, 0.02)
     return {
-        "reference": np.dstack([colours, opacity.astype(np.uint8) * 255]),
+        **references,
+        "reference": references["reference_000"],
         "plate": plate,
         "truth": truth,
         "object_mask": shape,
@@ -47,7 +52,8 @@ def write_cases(path: Path, num_cases: int, size_px: int = 64) -> Path:
         _add(archive, "cases/cases.json", json.dumps({"cases": names}).encode())
         for number, name in enumerate(names):
             for stem, picture in draw_case(number, size_px).items():
-                _add(archive, f"cases/{name}/{stem}.png", encode_image(picture))
+                if stem != "reference":
+                    _add(archive, f"cases/{name}/{stem}.png", encode_image(picture))
     return path
 
 

@@ -47,11 +47,11 @@ def write_evaluation(
     write_json_atomic(root / METRICS, {**metrics, **means})
     rng = np.random.default_rng(0)
     noise = {name: rng.normal(0.0, 0.0 if name in PERFECT else 0.05, NUM_CASES) for name in means}
-    lines = [",".join(["case", "level", "method", *means])]
+    lines = [",".join(["case", "view_change", "level", "method", *means])]
     for case in range(NUM_CASES):
         for level in ("exact", "box"):
             cells = [f"{mean + noise[name][case]:.4f}" for name, mean in means.items()]
-            lines += [",".join([f"case_{case:03d}", level, method, *cells]) for method in ("ours", "paste")]
+            lines += [",".join([f"case_{case:03d}", "0-20", level, method, *cells]) for method in ("ours", "paste")]
     write_bytes_atomic(root / CASES, "\n".join(lines).encode())
 
 

@@ -166,8 +166,12 @@ def test_the_card_has_the_measured_numbers_and_the_command(base: Path) -> None:
     text = (base / "base" / "README.md").read_text()
     metrics = json.loads((base / "base" / "metrics.json").read_text())
     assert metrics == json.loads((base / "work" / "reports" / "world" / "world.json").read_text())
-    cell = metrics["composites"]["all"]["ours psnr_db"]
+    cell = metrics["identity"]["right_psnr_db"]
     assert f"{cell['mean']:.2f} ({cell['low']:.2f} to {cell['high']:.2f})" in text
+    mean, paste = (metrics["composites"]["levels"]["box"][name]["object_psnr_db"] for name in ("ours", "paste"))
+    low, high = metrics["composites"]["intervals"]["levels"]["box"]["ours"]["object_psnr_db"]
+    goal = f"at least {paste + 2:.1f} | {paste:.1f} | {mean:.1f} ({low:.1f} to {high:.1f})"
+    assert f"| object PSNR dB | box | {goal} |" in text
     assert "`make it`" in text
     assert "3 steps of 4 samples, the first 1 at half the size" in text
     assert "{" not in text

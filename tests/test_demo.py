@@ -14,11 +14,14 @@ import pytest
 
 from demo import catalogue
 from demo.archive import write_tar
+from demo.geometry import compute_angle_deg, compute_view_direction, rotation
 from demo.unpack import ARCHIVE, unpack
+from imprint.core.view_changes import VIEW_CHANGES, find_view_change, get_range_deg, name_reference
 
 ASSETS = ARCHIVE.parent
 LEVELS = ("exact", "soft", "coarse", "box")
-CASE_FILES = {"reference", "plate", "truth", "object_mask", "shadow_mask", *(f"hole_{level}" for level in LEVELS)}
+REFERENCES = [name_reference(view_change) for view_change in VIEW_CHANGES]
+CASE_FILES = {*REFERENCES, "plate", "truth", "object_mask", "shadow_mask", *(f"hole_{level}" for level in LEVELS)}
 # Outside the object, its outline (1 px) and its shadow, truth and plate differ by bounced light and noise alone.
 MEAN_TOLERANCE, PEAK_TOLERANCE = 2.0, 10.0  # of 255; the peak after a blur of 1 px
 
@@ -151,8 +154,63 @@ def test_cases_are_complete_and_of_other_objects(
     assert clip_seeds <= set(catalogue.CLIP_SEEDS)
     for name, pictures in cases.items():
         assert set(pictures) == CASE_FILES, name
-        assert pictures["reference"].shape == (128, 128, 4)
+        assert all(pictures[stem].shape == (128, 128, 4) for stem in REFERENCES)
         assert pictures["plate"].shape == pictures["truth"].shape == (128, 128, 3)
+
+
+def measure_direction(view: dict) -> np.ndarray:
+    """From a record of `case.json`: where the camera stands, as seen from the object in its own axes."""
+    camera, pose = view["camera"], view["pose"]
+    assert (pose["tilt_deg"], pose["heading_deg"]) == (0, 0)
+    elevation, azimuth = np.radians(camera["elevation_deg"]), np.radians(camera["azimuth_deg"])
+    away = np.array([-np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])
+    position = np.array(camera["target"]) + camera["distance"] * away
+    return compute_view_direction(position, view["centre"], rotation("z", pose["yaw_deg"])[:3, :3])
+
+
+def test_each_case_is_seen_from_four_directions_of_their_strata(case_records: list[dict]) -> None:
+    for record in case_records:
+        truth = measure_direction(record["view"])
+        assert list(record["references"]) == REFERENCES
+        for view_change, view in zip(VIEW_CHANGES, record["references"].values(), strict=True):
+            angle_deg = compute_angle_deg(truth, measure_direction(view))
+            assert angle_deg == pytest.approx(view["view_change_deg"], abs=0.01), record["name"]
+            assert find_view_change(angle_deg) == view_change, record["name"]
+
+
+def test_view_changes_fill_their_strata(case_records: list[dict]) -> None:
+    for view_change, stem in zip(VIEW_CHANGES, REFERENCES, strict=True):
+        low, high = get_range_deg(view_change)
+        angles_deg = [record["references"][stem]["view_change_deg"] for record in case_records]
+        middle = (low + min(high, catalogue.MAX_VIEW_CHANGE_DEG)) / 2
+        assert low <= min(angles_deg) < middle < max(angles_deg) < high
+
+
+def test_the_angle_counts_azimuth_and_elevation_together() -> None:
+    def see(azimuth_deg: float, elevation_deg: float, yaw_deg: float = 0.0, scale: float = 1.0) -> np.ndarray:
+        flat = np.cos(np.radians(elevation_deg))
+        away = [flat * np.sin(np.radians(azimuth_deg)), flat * np.cos(np.radians(azimuth_deg))]
+        position = np.array([*away, np.sin(np.radians(elevation_deg))]) * 5 + [1.0, 2.0, 3.0]
+        return compute_view_direction(position, np.array([1.0, 2.0, 3.0]), scale * rotation("z", yaw_deg)[:3, :3])
+
+    start = see(0, 0)
+    assert compute_angle_deg(start, see(40, 0)) == pytest.approx(40)
+    assert compute_angle_deg(start, see(0, 30)) == pytest.approx(30)
+    assert compute_angle_deg(start, see(90, 30)) == pytest.approx(90)
+    assert compute_angle_deg(see(0, 60), see(180, 60)) == pytest.approx(60)  # over the top
+    assert compute_angle_deg(start, see(0, 0, yaw_deg=50)) == pytest.approx(50)  # the object turns, the camera stays
+    assert compute_angle_deg(start, see(-20, 0, yaw_deg=20, scale=3)) == pytest.approx(0, abs=1e-5)  # both turn
+
+
+def test_references_are_whole_and_of_one_light(
+    cases: dict[str, dict[str, np.ndarray]], case_records: list[dict]
+) -> None:
+    for name, pictures in cases.items():
+        for stem in REFERENCES:
+            alpha = pictures[stem][..., 3]
+            assert max(alpha[[0, -1]].max(), alpha[:, [0, -1]].max()) == 0, (name, stem)
+            assert 0.8 < max(np.ptp(axis) + 1 for axis in np.nonzero(alpha > 127)) / 128 < 0.97, (name, stem)
+    assert all(0.5 < record["reference_card"] < 1.05 for record in case_records)
 
 
 def test_holes_nest_and_hold_the_shadow(cases: dict[str, dict[str, np.ndarray]]) -> None:

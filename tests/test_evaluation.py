@@ -1,4 +1,4 @@
-"""imprint.evaluation: cases, measures, baselines, retrieval, intervals, protocol, table and page."""
+"""imprint.evaluation: cases, trials, retrieval, intervals, summary, protocol, tables and page."""
 
 from __future__ import annotations
 
@@ -11,30 +11,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from imprint.cli import app
 from imprint.core.errors import InputError
-from imprint.core.geometry import Box
-from imprint.core.masks import MASK_LEVELS, fill_box
+from imprint.core.masks import MASK_LEVELS
 from imprint.core.params import Evaluate, load_params
+from imprint.core.pixels import load_image
+from imprint.core.view_changes import find_view_change
 from imprint.evaluation import measures, summary
-from imprint.evaluation.baselines import clone_object, paste_object, place_object
 from imprint.evaluation.bootstrap import compute_interval
 from imprint.evaluation.cases import CaseSet, load_cases
-from imprint.evaluation.composites import METHODS, Composites
+from imprint.evaluation.composites import METHODS, Made, make_baselines
 from imprint.evaluation.curves import draw_curves, load_curves
+from imprint.evaluation.goals import list_goals, print_markdown
 from imprint.evaluation.identity import compute_descriptor, find_nearest
+from imprint.evaluation.measuring import Shown, measure_cases
 from imprint.evaluation.protocol import build_protocol, load_metrics, require_same_protocol
 from imprint.evaluation.report import write_report
-from imprint.evaluation.table import print_table
+from imprint.evaluation.table import is_best, print_table
+from imprint.evaluation.trials import choose_places, choose_trials
 from tests.evaluation_cases import write_cases
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = list(MASK_LEVELS)
+NUM_CASES = 6
 
 
 @pytest.fixture(scope="module")
 def section() -> Evaluate:
-    settings = {"bootstrap_samples": 200, "grid_rows": 3, "levels": LEVELS}
+    settings = {"bootstrap_samples": 200, "grid_rows": 3, "levels": LEVELS, "views_per_case": 2}
     return load_params(ROOT / "params.yaml").evaluate.model_copy(update=settings)
 
 
@@ -44,33 +50,32 @@ def case_set(tmp_path_factory: pytest.TempPathFactory) -> CaseSet:
 
 
 @pytest.fixture(scope="module")
-def composites(case_set: CaseSet) -> Composites:
-    """The truth inside each hole stands for the model's pictures: the best that a method can do."""
-    return {
-        level: {
-            "ours": [np.where(case.holes[level][..., None], case.truth, case.plate) for case in case_set.cases],
-            "paste": [paste_object(case.reference, case.plate, case.holes[level]) for case in case_set.cases],
-            "poisson": [clone_object(case.reference, case.plate, case.holes[level]) for case in case_set.cases],
-        }
-        for level in MASK_LEVELS
-    }
+def shown(case_set: CaseSet, section: Evaluate) -> Shown:
+    """The truth inside each hole stands for the model's pictures: the best that a method can do. The first case alone
+    is made from noise, and shows the plate."""
+    trials = choose_trials(case_set.cases, section)
+    masks = [trial.case.object_mask.astype(np.uint8) * 255 for trial in trials]
+    truths = [np.where(trial.hole[..., None], trial.case.truth, trial.case.plate) for trial in trials]
+    ours = [Made(picture, mask) for picture, mask in zip(truths, masks, strict=True)]
+    from_noise = [Made(trial.case.plate, None) if trial.place == 0 else None for trial in trials]
+    return Shown(trials, {"ours": list(ours), "from_noise": from_noise, **make_baselines(trials)})
 
 
 @pytest.fixture(scope="module")
-def rows(case_set: CaseSet, composites: Composites) -> list[summary.Row]:
-    return summary.measure_all(case_set.cases, composites)
-
-
-@pytest.fixture(scope="module")
-def metrics(case_set: CaseSet, section: Evaluate, rows: list[summary.Row]) -> dict:
+def measured(case_set: CaseSet, section: Evaluate, shown: Shown) -> tuple[list[summary.Row], dict]:
     loss = {"num_pairs": 4, "right_loss": 0.1, "shuffled_loss": 0.2, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
-    return {
-        "protocol": build_protocol(section, case_set.digest, len(case_set.cases)),
-        "model": "0123456789ab",
-        "identity": summary.summarise_identity(case_set.cases),
-        "held_out": {"protocol": "ab", "pretrain_encoder": loss, "train_compositor": loss},
-        **summary.summarise_rows(rows, section),
-    }
+    held_out = {"protocol": "ab", "pretrain_encoder": loss, "train_compositor": loss}
+    return measure_cases(shown, case_set, section, held_out=held_out, model="0123456789ab")
+
+
+@pytest.fixture(scope="module")
+def rows(measured: tuple[list[summary.Row], dict]) -> list[summary.Row]:
+    return measured[0]
+
+
+@pytest.fixture(scope="module")
+def metrics(measured: tuple[list[summary.Row], dict]) -> dict:
+    return measured[1]
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
@@ -99,116 +104,58 @@ def test_bad_archives_are_input_errors_that_name_them(tmp_path: Path) -> None:
         for member in archive.getmembers():
             if not member.name.endswith("plate.png"):
                 partial.addfile(member, archive.extractfile(member))
+    with tarfile.open(complete) as archive, tarfile.open(tmp_path / "one_view.tar", "w") as one_view:
+        for member in archive.getmembers():
+            if not member.name.endswith("reference_045.png"):
+                one_view.addfile(member, archive.extractfile(member))
     faults = {
         "absent": "cannot be read",
         "text": "no tar",
         "empty": "no cases",
         "partial": r"case_000 has no plate\.png",
+        "one_view": r"case_000 has no reference_045\.png",
     }
     for name, fault in faults.items():
         with pytest.raises(InputError, match=rf"{name}\.tar.*{fault}"):
             load_cases(tmp_path / f"{name}.tar", LEVELS, 48)
 
 
-# --- measures -------------------------------------------------------------------------------------------------------
+# --- trials ---------------------------------------------------------------------------------------------------------
 
 
-def test_psnr_of_a_constant_error_is_the_closed_form() -> None:
-    truth = np.full((8, 8, 3), 100, np.uint8)
-    region = fill_box(Box(2, 2, 6, 6), (8, 8))
-    image = np.where(region[..., None], truth + np.uint8(10), np.uint8(0))  # what lies outside must not count
-    assert measures.compute_psnr_db(image, truth, region) == pytest.approx(20 * np.log10(255 / 10))
-    assert measures.compute_psnr_db(truth, truth, region) == pytest.approx(measures.MAX_PSNR_DB)
+def test_strata_are_half_open() -> None:
+    angles_deg = (0.0, 19.9, 20.0, 44.9, 45.0, 90.0, 180.0)
+    assert list(map(find_view_change, angles_deg)) == ["0-20"] * 2 + ["20-45"] * 2 + ["45-90"] + ["90-180"] * 2
 
 
-def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 256, (48, 48, 3)).astype(np.uint8)
-    noisy = np.clip(truth + rng.normal(0, 30, truth.shape), 0, 255).astype(np.uint8)
-    assert measures.compute_ssim_map(truth, truth) == pytest.approx(np.ones((48, 48)))
-    assert 0.5 < measures.compute_ssim_map(noisy, truth).mean() < 0.98
+def test_strata_take_turns_so_that_each_gets_as_many_cases() -> None:
+    for count, num_cases in ((1, 14), (2, 28), (3, 42), (4, 56), (9, 56)):
+        chosen = [choose_places(place, 4, count) for place in range(56)]
+        assert all(len(places) == min(count, 4) for places in chosen)
+        assert [sum(number in places for places in chosen) for number in range(4)] == [num_cases] * 4
+    assert all(len(choose_places(place, 4, 2) & {0, 1}) == 1 for place in range(56))  # a near and a far view each
 
 
-def test_regions_are_inside_the_hole_and_small_ones_do_not_apply(case_set: CaseSet) -> None:
-    case = case_set.cases[0]
-    exact = measures.measure_composite(np.where(case.object_mask[..., None], case.truth, case.plate), case, "exact")
-    assert exact["object_psnr_db"] == measures.MAX_PSNR_DB
-    assert exact["shadow_psnr_db"] is exact["surround_ssim"] is None
-    assert exact["shape_iou"] == pytest.approx(1.0, abs=0.1)
-    box = measures.compute_regions(case, "box")
-    assert (box["object"] | box["surround"]).sum() == case.holes["box"].sum()
-    assert not (box["shadow"] & ~box["surround"]).any()
-
-
-def test_a_changed_pixel_outside_the_hole_is_counted(case_set: CaseSet) -> None:
-    case = case_set.cases[0]
-    image = np.where(case.holes["box"][..., None], case.truth, case.plate)
-    image[0, 0, 0] ^= 1
-    share = 1 / (~case.holes["box"]).sum()
-    assert measures.check_composite(image, case, "box") == {"outside_changed": pytest.approx(share), "failed": 0.0}
-
-
-@pytest.mark.parametrize("fault", ["plate", "flat", "NaN"])
-def test_a_hole_that_shows_nothing_is_a_failure(case_set: CaseSet, fault: str) -> None:
-    for case in case_set.cases:
-        for level, hole in case.holes.items():
-            image = case.plate.copy()
-            if fault != "plate":
-                image[hole] = 0 if fault == "NaN" else np.random.default_rng(0).integers(90, 93, 3)
-            assert measures.check_composite(image, case, level)["failed"] == 1.0
-            assert measures.check_composite(case.truth, case, level)["failed"] == 0.0
-
-
-# --- baselines ------------------------------------------------------------------------------------------------------
-
-
-def test_both_baselines_leave_the_outside_alone_and_show_the_object(case_set: CaseSet) -> None:
-    for case in case_set.cases:
-        for level, hole in case.holes.items():
-            for compose in (paste_object, clone_object):
-                image = compose(case.reference, case.plate, hole)
-                np.testing.assert_array_equal(image[~hole], case.plate[~hole])
-                assert measures.compute_shape_iou(image, case) > 0.2, (case.name, level, compose)
-
-
-def test_a_placed_object_fits_the_holes_box_and_keeps_its_shape() -> None:
-    reference = np.zeros((50, 50, 4), np.uint8)
-    reference[10:20, 5:45] = 200, 100, 50, 255  # 40 x 10
-    placed = place_object(reference, fill_box(Box(10, 8, 40, 28), (64, 64)))
-    rows, cols = np.nonzero(placed[..., 3])
-    assert (cols.min(), cols.max()) == (8, 27)
-    assert (rows.min(), rows.max()) == (22, 26)
-    np.testing.assert_array_equal(placed[24, 18], [200, 100, 50, 255])
-
-
-def test_pasting_the_true_view_gives_the_truth(case_set: CaseSet) -> None:
-    for case in case_set.cases:
-        true_view = np.dstack([case.truth, case.object_mask.astype(np.uint8) * 255])
-        pasted = paste_object(true_view, case.plate, case.holes["exact"])
-        np.testing.assert_array_equal(pasted[case.object_mask], case.truth[case.object_mask])
-
-
-def test_poisson_of_a_constant_object_takes_the_plates_colour() -> None:
-    plate = np.full((64, 64, 3), 90, np.uint8)
-    reference = np.full((32, 32, 4), 255, np.uint8)  # no gradients inside: nothing but the rim's values remains
-    image = clone_object(reference, plate, fill_box(Box(16, 16, 48, 48), (64, 64)))
-    np.testing.assert_allclose(image.astype(int), plate, atol=2)
-
-
-def test_a_hole_at_the_border_is_cloned_too() -> None:
-    plate = np.full((64, 64, 3), 90, np.uint8)
-    reference = np.random.default_rng(0).integers(0, 256, (32, 32, 4)).astype(np.uint8) | np.uint8([0, 0, 0, 255])
-    hole = fill_box(Box(32, 32, 64, 64), (64, 64))
-    image = clone_object(reference, plate, hole)
-    assert image[hole].std() > 20
+def test_a_case_is_tried_with_its_strata_at_every_level(case_set: CaseSet, section: Evaluate, shown: Shown) -> None:
+    assert len(shown.trials) == NUM_CASES * 2 * len(LEVELS)
+    assert {trial.level for trial in shown.trials} == set(LEVELS)
+    for trial in shown.trials:
+        assert trial.case is case_set.cases[trial.place]
+        assert trial.reference is trial.case.references[trial.view_change]
+        assert trial.hole is trial.case.holes[trial.level]
+        assert trial.seed == section.seed + trial.place
+    one = section.model_copy(update={"view_changes": ["20-45"], "levels": ["box"]})
+    assert [trial.place for trial in choose_trials(case_set.cases, one)] == list(range(NUM_CASES))
 
 
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
 def test_retrieval_finds_another_view_of_the_same_object(case_set: CaseSet) -> None:
-    identity = summary.summarise_identity(case_set.cases)
-    assert identity == {"ceiling_top1": 1.0, "chance_top1": pytest.approx(1 / 6)}
+    identity = summary.summarise_identity(case_set.cases, ["0-20", "90-180"])
+    assert identity["ceilings_top1"] == {"0-20": 1.0, "90-180": 1.0}
+    assert (identity["ceiling_top1"], identity["near_ceiling_top1"]) == (1.0, 1.0)
+    assert identity["chance_top1"] == pytest.approx(1 / 6, abs=1e-4)
 
 
 def test_the_descriptor_ignores_the_background_and_the_size(case_set: CaseSet) -> None:
@@ -245,23 +192,63 @@ def test_means_leave_out_what_does_not_apply(metrics: dict, rows: list[summary.R
     assert exact["shadow_ssim"] is None
     assert exact["object_psnr_db"] == box["object_psnr_db"] == measures.MAX_PSNR_DB
     assert (box["shadow_psnr_db"], box["surround_ssim"], box["identity_top1"]) == (measures.MAX_PSNR_DB, 1.0, 1.0)
-    chosen = [row.values["object_ssim"] for row in rows if (row.level, row.method) == ("box", "paste")]
-    assert metrics["levels"]["box"]["paste"]["object_ssim"] == pytest.approx(np.mean(chosen), abs=1e-4)
-    low, high = metrics["intervals"]["box"]["paste"]["object_ssim"]
-    assert low < np.mean(chosen) < high
+    assert (box["sharpness"], box["gradient_agreement"], box["outline_iou"]) == (1.0, 1.0, 1.0)
+    assert metrics["view_changes"]["0-20"]["from_noise"]["outline_iou"] is None
+    assert metrics["intervals"]["view_changes"]["0-20"]["from_noise"]["outline_iou"] is None
+
+
+def test_levels_are_summarised_up_to_45_degrees_and_view_changes_over_all_levels(
+    metrics: dict, rows: list[summary.Row]
+) -> None:
+    paste = [row for row in rows if row.method == "paste"]
+    near = [row for row in paste if row.level == "box" and row.view_change in ("0-20", "20-45")]
+    far = [row for row in paste if row.view_change == "90-180"]
+    assert len(near) == NUM_CASES
+    for tree, group, chosen in (("levels", "box", near), ("view_changes", "90-180", far)):
+        mean = measures.get_applicable([row.values for row in chosen], "object_ssim").mean()
+        assert metrics[tree][group]["paste"]["object_ssim"] == pytest.approx(mean, abs=1e-4)
+        low, high = metrics["intervals"][tree][group]["paste"]["object_ssim"]
+        assert low < mean < high
+    cell = metrics["cells"]["90-180"]["box"]["paste"]["object_ssim"]
+    one = measures.get_applicable([row.values for row in far if row.level == "box"], "object_ssim")
+    assert cell[0] == pytest.approx(one.mean(), abs=1e-4)
+    assert cell[1] <= cell[0] <= cell[2]
+    assert all(row.values["near_psnr_db"] is None for row in far)
+    assert metrics["view_changes"]["90-180"]["paste"]["near_psnr_db"] is None
+
+
+def test_a_method_has_rows_of_what_it_was_tried_on_alone(metrics: dict, rows: list[summary.Row]) -> None:
+    noise = [row for row in rows if row.method == "from_noise"]
+    assert {row.case for row in noise} == {"case_000"}
+    assert {row.view_change for row in noise} == {"0-20", "45-90"}
+    assert "from_noise" not in metrics["view_changes"]["20-45"]
+    assert [row.values["failed"] for row in noise] == [1.0] * len(noise)
 
 
 def test_flat_names_hold_the_numbers_alone(metrics: dict) -> None:
     flat = summary.flatten_metrics(metrics)
-    assert flat["levels.box.ours.object_ssim"] == 1.0
+    assert flat["levels.box.ours.object_ssim"] == flat["view_changes.0-20.ours.sharpness"] == 1.0
     assert flat["held_out.train_compositor.gain"] == 0.1
-    assert not any(name.startswith("intervals") or name.endswith("hash") for name in flat)
+    assert not any(name.startswith(("intervals", "cells")) or name.endswith("hash") for name in flat)
 
 
 # --- protocol, table and page ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 7}, {"guidance": 1.0}, {"draws": 1}, {"levels": ["box"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"steps": 7},
+        {"guidance": 1.0},
+        {"draws": 1},
+        {"levels": ["box"]},
+        {"strength": 0.5},
+        {"view_changes": ["0-20"]},
+        {"views_per_case": 3},
+        {"from_noise_cases": 0},
+    ],
+)
 def test_the_protocols_hash_follows_every_setting(section: Evaluate, change: dict) -> None:
     first = build_protocol(section, "digest", 6)
     assert build_protocol(section.model_copy(update={"batch_size": 1, "threads": 1}), "digest", 6) == first
@@ -279,15 +266,49 @@ def test_numbers_of_different_protocols_never_meet(metrics: dict, tmp_path: Path
             load_metrics(tmp_path / name)
 
 
-def test_the_table_shows_every_level_method_and_stage(metrics: dict, tmp_path: Path) -> None:
+def test_the_tables_show_every_level_view_change_method_and_stage(metrics: dict, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(metrics))
-    console = Console(width=140, record=True, file=(tmp_path / "log").open("w"))
+    console = Console(width=160, record=True, file=(tmp_path / "log").open("w"))
     print_table(tmp_path / "evaluation.json", console)
     text = console.export_text()
-    for word in (*LEVELS, "compositor", "alpha paste", "Poisson", "n/a", "object encoder", metrics["protocol"]["hash"]):
+    words = (*LEVELS, "0-20", "90-180", "compositor", "from noise", "alpha paste", "Poisson", "n/a", "object encoder")
+    for word in (*words, metrics["protocol"]["hash"]):
         assert word in text
     assert "60.0" in text
     assert "+0.10000" in text
+
+
+def test_the_best_sharpness_is_the_one_nearest_to_right() -> None:
+    def tell(sharpness: float) -> dict:
+        return {"sharpness": sharpness, "log_sharpness": abs(np.log(sharpness)), "copy_distance": 1.0, "psnr": None}
+
+    methods = {"ours": tell(1.2), "paste": tell(0.7), "poisson": tell(3.0)}
+    assert [is_best(method, methods, "sharpness") for method in methods] == [True, False, False]
+    assert not any(is_best(method, methods, name) for method in methods for name in ("copy_distance", "psnr"))
+    methods["from_noise"] = tell(1.0)  # of fewer cases: no best, and none is beaten by it
+    assert [is_best(method, methods, "sharpness") for method in methods] == [True, False, False, False]
+
+
+def test_goals_are_bound_to_the_paste_the_ceiling_and_the_level(metrics: dict, tmp_path: Path, capsys) -> None:
+    goals = {(goal.metric, goal.level): goal for goal in list_goals(metrics)}
+    psnr = goals["object_psnr_db", "box"]
+    assert psnr.low == metrics["levels"]["box"]["paste"]["object_psnr_db"] + 2.0
+    assert (goals["sharpness", "soft"].low, goals["sharpness", "soft"].high) == (0.9, 1.25)
+    assert goals["identity_top1", "soft"].low == metrics["identity"]["near_ceiling_top1"] - 0.03
+    assert goals["outline_iou", "coarse"].low == 0.88
+    assert all(goal.met for goal in goals.values() if goal.met is not None)  # the truth itself meets them all
+    assert goals["copy_distance", "box"].met is goals["shadow_psnr_db", "exact"].met is None
+    (tmp_path / "evaluation.json").write_text(json.dumps(metrics))
+    print_markdown(tmp_path / "evaluation.json")
+    printed = capsys.readouterr().out
+    again = CliRunner().invoke(app, ["evaluation-table", "--metrics", str(tmp_path / "evaluation.json")])
+    assert again.stdout == printed
+    assert "| object PSNR dB | box | at least " in printed
+    assert printed.count("| yes |") == sum(goal.met is True for goal in goals.values())
+    old = {name: value for name, value in metrics.items() if name != "cells"}
+    (tmp_path / "evaluation.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match="has no view changes; evaluate the model again"):
+        print_markdown(tmp_path / "evaluation.json")
 
 
 class _Links(HTMLParser):
@@ -325,11 +346,11 @@ def test_curves_are_drawn_to_scale_and_missing_logs_are_none(tmp_path: Path) -> 
 
 
 def test_the_report_stands_alone_and_is_the_same_every_time(
-    tmp_path: Path, metrics: dict, rows: list[summary.Row], case_set: CaseSet, composites: Composites
+    tmp_path: Path, metrics: dict, rows: list[summary.Row], shown: Shown
 ) -> None:
     curves = {"pretrain_encoder": {"loss": [(1, 0.5), (20, 0.03)], "val_loss": [(20, 0.04)]}, "train_compositor": {}}
     for name in ("first", "second"):
-        options = {"rows": rows, "cases": case_set.cases, "composites": composites, "grid_rows": 3}
+        options = {"rows": rows, "shown": shown, "grid_rows": 3}
         write_report(tmp_path / name, metrics, curves=curves, **options)
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
     assert all((tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes() for file in files)
@@ -341,5 +362,11 @@ def test_the_report_stands_alone_and_is_the_same_every_time(
     assert (
         tmp_path / "first" / "plots" / "pretrain_encoder" / "loss.csv"
     ).read_text() == "step,loss\n1,0.5000\n20,0.0300\n"
-    assert {"grid.png", "composite.png", "cases.csv", "plots/quality.csv"} <= {str(f) for f in files}
-    assert len((tmp_path / "first" / "cases.csv").read_text().splitlines()) == 1 + 6 * len(LEVELS) * len(METHODS)
+    names = {"grid.png", "composite.png", "cases.csv", "plots/levels.csv", "plots/view_changes.csv"}
+    assert names <= {str(f) for f in files}
+    lines = (tmp_path / "first" / "cases.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(rows) == 1 + 2 * len(LEVELS) * (NUM_CASES * (len(METHODS) - 1) + 1)
+    first = next(n for n, t in enumerate(shown.trials) if (t.place, t.view_change, t.level) == (0, "0-20", "box"))
+    made = shown.composites["ours"][first]
+    assert made is not None
+    np.testing.assert_array_equal(load_image(tmp_path / "first" / "composite.png"), made.picture)

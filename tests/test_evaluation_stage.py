@@ -14,10 +14,13 @@ from data_prep.shards.packing import ViewKey, encode_view, write_shard
 from imprint.core.errors import InputError
 from imprint.core.params import Params, load_params
 from imprint.core.records import PairKind, PairRecord, ViewRecord, build_id, save_records
+from imprint.core.view_changes import VIEW_CHANGES
 from imprint.data import ShardReader
 from imprint.evaluation.held_out import choose_pairs, choose_partners, measure_held_out
 from imprint.evaluation.stage import run_evaluate
+from imprint.evaluation.version import evaluate_model
 from imprint.models import PRESETS, ImprintModel, build_model, save_model
+from imprint.models.presets import choose_flow
 from tests.evaluation_cases import draw_case, write_cases
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +32,7 @@ NUM_CLIPS = 4
 def params() -> Params:
     params = load_params(ROOT / "params.yaml", ROOT / "params" / "smoke.yaml")
     settings = {"max_cases": 3, "steps": 2, "batch_size": 2, "held_out_pairs": 4, "threads": 1, "grid_rows": 2}
+    settings |= {"views_per_case": 2, "from_noise_cases": 1}
     return params.model_copy(update={"evaluate": params.evaluate.model_copy(update=settings)})
 
 
@@ -36,7 +40,7 @@ def params() -> Params:
 def model() -> ImprintModel:
     """Random weights in the last layer too, so that the losses depend on the reference."""
     torch.set_num_threads(1)
-    built = build_model(PRESETS["tiny"], seed=0)
+    built = build_model(choose_flow(PRESETS["tiny"], wanted=True), seed=0)
     torch.nn.init.normal_(built.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
     return built
 
@@ -93,8 +97,8 @@ def test_the_stage_writes_the_same_metrics_and_report_again(
     assert "warning: MLflow" in capsys.readouterr().err
     outs = [project / "metrics" / "evaluation.json", *sorted((project / "reports").rglob("*.*"))]
     first = {path: path.read_bytes() for path in outs}
-    made = {path: path.stat().st_mtime_ns for path in project.rglob("composites/*/*.png")}
-    assert len(made) == 3 * 2
+    made = {path: path.stat().st_mtime_ns for path in project.rglob("composites/*/*/*/*.png")}
+    assert len(made) == (3 + 1) * 2 * 2  # cases and the one from noise, strata, levels
     for path in outs:
         path.unlink()
     run_evaluate(params, project)
@@ -104,6 +108,18 @@ def test_the_stage_writes_the_same_metrics_and_report_again(
     assert metrics["protocol"]["num_cases"] == 3
     assert metrics["held_out"]["train_compositor"]["num_pairs"] == 4
     assert set(metrics["levels"]) == {"exact", "box"}
+    assert set(metrics["view_changes"]) == set(VIEW_CHANGES)
+    assert metrics["view_changes"]["0-20"]["ours"]["outline_iou"] is not None
+    assert metrics["view_changes"]["0-20"]["from_noise"]["outline_iou"] is None  # it has no opacity
+
+
+def test_a_model_without_a_flow_is_measured_the_papers_way_alone(project: Path, params: Params, tmp_path: Path) -> None:
+    save_model(build_model(PRESETS["tiny"], seed=0), tmp_path / "plain", stage="train_compositor", extra={})
+    section = params.evaluate.model_copy(update={"cases": str(project / params.evaluate.cases), "max_cases": 2})
+    metrics = evaluate_model(tmp_path / "plain", section, out=tmp_path / "out", root=tmp_path)
+    assert set(metrics["view_changes"]["0-20"]) == {"ours", "paste", "matched", "poisson"}
+    assert metrics["view_changes"]["0-20"]["ours"]["outline_iou"] is None
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == metrics
 
 
 def test_what_the_stage_needs_is_named_when_it_is_missing(tmp_path: Path, params: Params) -> None:

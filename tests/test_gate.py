@@ -54,6 +54,10 @@ def without(measurement: Measurement, name: str) -> Measurement:
     return replace(measurement, values={key: cells for key, cells in measurement.values.items() if key != name})
 
 
+def without_cells(measurement: Measurement, name: str) -> Measurement:
+    return replace(measurement, values={**measurement.values, name: {}})
+
+
 def with_cell(measurement: Measurement, name: str, value: float) -> Measurement:
     cells: Mapping = {**measurement.values[name], CASES[3]: value}
     return replace(measurement, values={**measurement.values, name: cells})
@@ -81,6 +85,7 @@ TABLE = {
     "sure but too small, relative": (measure(iou=0.004), "no-gain", "minimal change"),
     "a loss too small to matter": (measure(psnr=0.5, iou=-0.004), "better", "better in psnr"),
     "missing metric": (without(measure(error=-0.1), "iou"), "missing", "no usable values of iou"),
+    "a metric that applies to nothing here": (without_cells(measure(psnr=0.5), "iou"), "better", "better in psnr"),
     "missing case": (measure(psnr=0.5, num_cells=60), "missing", "no usable values"),
     "NaN": (with_cell(measure(psnr=0.5), "iou", float("nan")), "missing", "no usable values of iou"),
     "infinite": (with_cell(measure(iou=0.5), "error", float("-inf")), "missing", "no usable values of error"),

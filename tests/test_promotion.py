@@ -24,8 +24,8 @@ from tests.registered_models import PERFECT, add_pair, add_version, write_evalua
 from tests.source_tree import ROOT
 
 NAME = COMPOSITOR.name
-GOOD = {"identity_top1": 0.5, "object_psnr_db": 20.0, **PERFECT}
-BETTER = {**GOOD, "object_psnr_db": 21.0}
+GOOD = {"identity_top1": 0.5, "near_psnr_db": 20.0, **PERFECT}
+BETTER = {**GOOD, "near_psnr_db": 21.0}
 WORSE = {**GOOD, "identity_top1": 0.3}
 
 
@@ -36,7 +36,7 @@ def project(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     shutil.copy(store, tmp_path / "mlflow.db")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     rules = yaml.safe_load((ROOT / "gate.yaml").read_text())
-    rules["metrics"] = {name: rules["metrics"][name] for name in ("identity_top1", "object_psnr_db")}
+    rules["metrics"] = {name: rules["metrics"][name] for name in ("identity_top1", "near_psnr_db")}
     (tmp_path / "gate.yaml").write_text(yaml.safe_dump(rules | {"bootstrap_samples": 500}))
     return tmp_path
 
@@ -86,7 +86,7 @@ def test_champions_come_and_go(project: Path) -> None:
     promote(NAME, "2", reason=decision.explanation, root=project)
     for name in (NAME, ENCODER.name):
         assert find_aliases(project, name) == {CHAMPION: "2", CHALLENGER: None, PREVIOUS: "1"}
-    assert read_tags(project, "2")["imprint.promotion.reason"] == "better in object_psnr_db, worse in nothing"
+    assert read_tags(project, "2")["imprint.promotion.reason"] == "better in near_psnr_db, worse in nothing"
 
     assert json.loads((project / "reports" / "gate" / "decision.json").read_text())["promote"] is True
 
@@ -98,7 +98,7 @@ def test_champions_come_and_go(project: Path) -> None:
     assert tags["imprint.gate.champion_digest"] == read_tags(project, "2")["imprint.digest"]
     assert tags["imprint.gate.challenger_digest"] == tags["imprint.digest"]
     assert tags["imprint.gate.metric.identity_top1"].endswith("worse")
-    assert tags["imprint.gate.metric.object_psnr_db"].endswith("worse")
+    assert tags["imprint.gate.metric.near_psnr_db"].endswith("worse")
 
     assert rollback(NAME, reason="blurs logos", root=project) == "1"
     assert find_aliases(project) == {CHAMPION: "1", CHALLENGER: "3", PREVIOUS: None}
@@ -215,7 +215,7 @@ def test_a_registered_version_is_measured_under_todays_protocol(project: Path) -
     measured = fetch_measurement(client, version, root=project)
     assert measured is not None
     means = metrics["levels"]["box"]["ours"]
-    assert np.mean(list(measured.values["object_psnr_db"].values())) == pytest.approx(means["object_psnr_db"], abs=1e-3)
+    assert np.mean(list(measured.values["near_psnr_db"].values())) == pytest.approx(means["near_psnr_db"], abs=1e-3)
     assert fetch_measurement(client, version, protocol="cases/0123456789ab", root=project) is not None  # the first one
     assert run_gate(project).reason == "protocol"
     decision = run_gate(project, remeasure=True)

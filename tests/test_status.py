@@ -23,8 +23,8 @@ from imprint.tracking.store import open_store
 from tests.registered_models import PERFECT, add_pair
 from tests.source_tree import ROOT
 
-GOOD = dict.fromkeys(("identity_top1", "object_ssim", "shape_iou"), 0.5) | dict.fromkeys(
-    ("object_psnr_db", "shadow_psnr_db", "surround_psnr_db"), 20.0
+GOOD = dict.fromkeys(("identity_top1", "log_sharpness", "gradient_agreement", "outline_iou"), 0.5) | dict.fromkeys(
+    ("near_psnr_db", "shadow_psnr_db", "surround_psnr_db"), 20.0
 )
 OUT = {"path": "data/shards", "md5": "0123456789abcdef.dir", "size": 51_000_000, "nfiles": 5}
 
@@ -65,7 +65,7 @@ def test_the_screen_shows_models_data_and_growth(tmp_path: Path) -> None:
     client.set_model_version_tag(COMPOSITOR.name, first, DATA_TAG, "fedcba9876543210.dir")
     client.set_model_version_tag(COMPOSITOR.name, first, DATA_COUNTS_TAG, json.dumps({"clips": 72.0, "pairs": 900.0}))
     promote(COMPOSITOR.name, first, reason="by hand", root=root)
-    add_pair(root, "b" * 64, GOOD | PERFECT | {"object_psnr_db": 18.25})
+    add_pair(root, "b" * 64, GOOD | PERFECT | {"near_psnr_db": 18.25})
     run_gate(root)
     (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"pack_shards": {"outs": [OUT]}}}))
     counts = {"totals": {"clips": 80, "pairs": 900, "share": 0.5}, "clips": {"a.mp4": {"frames": 7}}}
@@ -74,7 +74,7 @@ def test_the_screen_shows_models_data_and_growth(tmp_path: Path) -> None:
     lines = {line.split()[0]: line.split()[1:] for line in screen.splitlines() if line.strip()}
     assert lines["version"] == ["1", "2"]
     assert lines["gate"] == ["-", "keep", "worse"]
-    assert [round(float(cell)) for cell in lines["object_psnr_db"]] == [20, 18]
+    assert [round(float(cell)) for cell in lines["near_psnr_db"]] == [20, 18]
     assert "version 01234567, 51 MB in 5 files; the champion was trained on fedcba98" in screen
     assert "clips 80 (+8 since the champion), pairs 900" in screen
     assert "share" not in screen
@@ -83,7 +83,7 @@ def test_the_screen_shows_models_data_and_growth(tmp_path: Path) -> None:
     # a challenger of another protocol has no number beside the champion's
     add_pair(root, "c" * 64, GOOD | PERFECT, protocol="fedcba987654")
     lines = {line.split()[0]: line.split()[1:] for line in show(root).splitlines() if line.strip()}
-    assert (lines["version"], lines["object_ssim"][1]) == (["1", "3"], "-")
+    assert (lines["version"], lines["outline_iou"][1]) == (["1", "3"], "-")
 
 
 def test_a_dead_mlflow_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,13 +56,13 @@ def test_a_new_clip_shows_in_the_diffs_and_the_first_data_set_comes_back(project
     (project / "videos" / "more" / "three.mp4").rename(project / "videos" / "three.mp4")
     (project / "videos" / "more").rmdir()
     run(project, "dvc", "add", "videos")
-    write_evaluation(project / "given", MEANS | {"object_psnr_db": 21.0})
+    write_evaluation(project / "given", MEANS | {"near_psnr_db": 21.0})
     run(project, "dvc", "repro", "--quiet")
     assert (project / "work" / "made").read_text().split() == ["one.mp4", "two.mp4", "three.mp4"]  # the first two once
     added = json.loads(run(project, "dvc", "diff", "--json"))["added"]
     assert {"data/shards/three.mp4", "videos/three.mp4"} <= {entry["path"] for entry in added}
     metrics = json.loads(run(project, "dvc", "metrics", "diff", "--json"))
-    assert metrics["metrics/evaluation.json"]["object_psnr_db"] == {"old": 20.0, "new": 21.0, "diff": 1.0}
+    assert metrics["metrics/evaluation.json"]["near_psnr_db"] == {"old": 20.0, "new": 21.0, "diff": 1.0}
     run(project, "git", "add", "--force", "dvc.lock", "metrics")
     commit_all(project, "Second data set")
     assert read_output_digest(project, "data/shards") != first

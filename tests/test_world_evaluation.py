@@ -1,4 +1,4 @@
-"""`evaluate-world`: retrieval, the choice of pairs, requests without the truth, sheets, and the command as a whole."""
+"""`evaluate-world`: retrieval, the choice of pairs, cases from views, sheets, and the command as a whole."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ from imprint.core.records import PairKind, PairRecord, ViewRecord, build_id, sav
 from imprint.data import ShardReader, View
 from imprint.evaluation.world import (
     CASE_TILES,
-    NUM_COMPOSITES,
     OBJECT_TILES,
     WorldSettings,
-    build_request,
     build_sheet,
     choose_object_pairs,
-    choose_scene_pairs,
     find_hits,
     find_object,
     run_evaluate_world,
 )
+from imprint.evaluation.world_composites import build_case, build_trials, choose_scene_pairs
 from imprint.models import PRESETS, build_model, save_model
 from tests.evaluation_cases import draw_case
 
@@ -63,7 +61,12 @@ def write_world(folder: Path, size_px: int, *, split: str = "test") -> Path:
             views.append((key, encode_view(*draw_view(number, index), params)))
         pairs += [build_pair("multiview", split, clip_id, 0, 1), build_pair("multiview", split, clip_id, 1, 0)]
         scenes = range(NUM_ALONE, NUM_ALONE + NUM_SCENES)
-        pairs += [build_pair("video", split, clip_id, alone, scene) for alone in range(NUM_ALONE) for scene in scenes]
+        turns_deg = {0: 10.0, 1: 100.0}
+        pairs += [
+            build_pair("video", split, clip_id, alone, scene, turn_deg=turns_deg[alone])
+            for alone in range(NUM_ALONE)
+            for scene in scenes
+        ]
         pairs += [build_pair("single", split, clip_id, alone, alone) for alone in range(NUM_ALONE)]
     save_records(folder / "views.parquet", ViewRecord, write_shard(folder / "test-00000.tar", views))
     save_records(folder / "pairs.parquet", PairRecord, pairs)
@@ -78,7 +81,9 @@ def draw_view(number: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     return np.roll(image, 2 * index, 1), np.roll(mask, 2 * index, 1)
 
 
-def build_pair(kind: PairKind, split: str, clip_id: str, reference: int, target: int) -> PairRecord:
+def build_pair(
+    kind: PairKind, split: str, clip_id: str, reference: int, target: int, *, turn_deg: float = 30.0
+) -> PairRecord:
     return PairRecord(
         pair_id=build_id(kind, clip_id, reference, target),
         kind=kind,
@@ -89,7 +94,7 @@ def build_pair(kind: PairKind, split: str, clip_id: str, reference: int, target:
         target_index=target,
         gap_frames=0,
         gap_s=0.0,
-        view_change=0.5,
+        view_change=turn_deg / 180.0,
     )
 
 
@@ -134,36 +139,67 @@ def test_an_objects_pair_depends_on_the_seed_and_the_object_alone(project: Path)
     assert any(other != chosen for other in others)
 
 
-def test_no_object_has_its_second_composite_before_all_had_one(project: Path) -> None:
+def test_a_stratum_holds_one_pair_of_each_of_its_objects(project: Path) -> None:
     pairs = ShardReader(project / "shards").pairs
-    chosen = choose_scene_pairs(pairs, [f"object{number}" for number in range(4)], seed=0)
-    rounds = [{pair.clip_id for pair in chosen[start : start + 4]} for start in range(0, len(chosen), 4)]
-    assert rounds == [{"object0", "object1", "object2", "object3"}] * (NUM_ALONE * NUM_SCENES)
-    many = [build_pair("video", "test", f"object{number}", 0, 2) for number in range(NUM_COMPOSITES + 9)]
-    first = choose_scene_pairs(many, [pair.clip_id for pair in many], seed=0)
-    assert len({pair.clip_id for pair in first}) == len(first) == NUM_COMPOSITES
+    objects = [f"object{number}" for number in range(NUM_OBJECTS)]
+    chosen = choose_scene_pairs(pairs, objects, per_stratum=40, seed=0)
+    assert list(chosen) == ["0-20", "90-180"]  # a stratum without pairs is left out
+    for view_change, found in chosen.items():
+        assert sorted(pair.clip_id for pair in found) == objects
+        assert {pair.view_change < 0.2 for pair in found} == {view_change == "0-20"}
+    assert choose_scene_pairs(pairs[::-1], objects, per_stratum=40, seed=0) == chosen
+    few = choose_scene_pairs(pairs, objects, per_stratum=2, seed=0)
+    assert {name: found[:2] for name, found in chosen.items()} == few
+    assert any(choose_scene_pairs(pairs, objects, per_stratum=2, seed=seed) != few for seed in range(1, 6))
+    assert choose_scene_pairs(pairs, objects[:1], per_stratum=40, seed=0)["0-20"][0].clip_id == "object0"
 
 
-@pytest.mark.parametrize("level", MASK_LEVELS)
-def test_a_request_shows_the_scene_outside_the_hole_and_nothing_of_the_truth_inside(project: Path, level: str) -> None:
+def test_without_a_plate_a_case_shows_nothing_of_the_truth_inside_its_largest_hole(project: Path) -> None:
     reader = ShardReader(project / "shards")
     pair = next(pair for pair in reader.pairs if pair.kind == "video")
     reference, target = reader.read_pair(pair)
-    request = build_request(reference, target, level=level, seed=3)  # pyright: ignore[reportArgumentType]
-    assert (request.level, request.seed) == (level, 3)
-    assert np.array_equal(request.background[~request.hole], target.scene[~request.hole])
-    assert np.array_equal(request.hole & target.mask, target.mask)
-    assert np.array_equal(request.hole, target.mask) == (level == "exact")
-    other = View(target.object_rgba, np.where(request.hole[..., None], 255 - target.scene, target.scene), target.mask)
-    again = build_request(reference, other, level=level, seed=3)  # pyright: ignore[reportArgumentType]
-    assert np.array_equal(again.background, request.background)
+    case = build_case(reference, target, pair=pair)
+    assert list(case.references) == ["0-20"]
+    box = case.holes["box"]
+    assert np.array_equal(case.plate[~box], target.scene[~box])
+    assert not case.shadow_mask.any()
+    for level in MASK_LEVELS:
+        assert case.holes[level][target.mask].all()
+        assert np.array_equal(case.holes[level], target.mask) == (level == "exact")
+    other = View(target.object_rgba, np.where(box[..., None], 255 - target.scene, target.scene), target.mask)
+    assert np.array_equal(build_case(reference, other, pair=pair).plate, case.plate)
+
+
+def test_with_a_plate_the_shadow_is_where_it_differs_from_the_scene(project: Path) -> None:
+    reader = ShardReader(project / "shards")
+    pair = next(pair for pair in reader.pairs if pair.kind == "video")
+    reference, target = reader.read_pair(pair)
+    shadow = np.roll(target.mask, 6, 0) & ~target.mask
+    plate = np.where((shadow | target.mask)[..., None], np.uint8(240), target.scene)
+    plate[~shadow & ~target.mask] ^= 1  # less than what counts
+    case = build_case(reference, View(target.object_rgba, target.scene, target.mask, plate), pair=pair)
+    assert case.plate is plate
+    assert np.array_equal(case.shadow_mask, shadow & (np.abs(240.0 - target.scene).mean(-1) > 0.03 * 255))
+    assert case.shadow_mask.sum() > 20
+
+
+def test_every_case_is_tried_at_every_level_and_counted_within_its_stratum(project: Path) -> None:
+    reader = ShardReader(project / "shards")
+    objects = [f"object{number}" for number in range(3)]
+    chosen = choose_scene_pairs(reader.pairs, objects, per_stratum=40, seed=0)
+    cases = [build_case(*reader.read_pair(pair), pair=pair) for found in chosen.values() for pair in found]
+    trials = build_trials(cases, seed=7)
+    assert [trial.level for trial in trials[: len(MASK_LEVELS)]] == list(MASK_LEVELS)
+    places = [(trial.view_change, trial.place) for trial in trials[:: len(MASK_LEVELS)]]
+    assert places == [(name, place) for name in ("0-20", "90-180") for place in range(3)]
+    assert len({trial.seed for trial in trials}) == len(cases)
 
 
 def test_a_hole_never_covers_all_of_the_scene() -> None:
     mask = np.zeros((64, 64), bool)
     mask[9:55, 9:55] = True  # its box with the margin would
     view = View(np.full((64, 64, 4), 255, np.uint8), np.full((64, 64, 3), 90, np.uint8), mask)
-    hole = build_request(view, view, level="box", seed=0).hole
+    hole = build_case(view, view, pair=build_pair("video", "test", "a", 0, 1)).holes["box"]
     assert hole[mask].all()
     assert not hole.all()
 
@@ -188,14 +224,19 @@ def test_the_same_seed_gives_the_same_files(project: Path, tmp_path: Path) -> No
     identity, composites = results["identity"], results["composites"]
     assert (identity["num_objects"], identity["chance_top1"]) == (NUM_OBJECTS, 0.2)
     assert identity["ceiling_top1"]["mean"] == 1.0
-    assert (composites["num_composites"], composites["num_objects"]) == (NUM_OBJECTS * 4, NUM_OBJECTS)
-    assert composites["all"]["paste psnr_db"]["low"] <= composites["all"]["paste psnr_db"]["mean"]
-    assert set(composites) == {"num_composites", "num_objects", "all", *MASK_LEVELS}
+    assert (composites["num_composites"], composites["num_objects"]) == (NUM_OBJECTS * 2 * 4, NUM_OBJECTS)
+    assert set(composites["levels"]) == set(MASK_LEVELS)
+    assert set(composites["view_changes"]) == set(composites["cells"]) == {"0-20", "90-180"}
+    low, high = composites["intervals"]["levels"]["box"]["paste"]["object_psnr_db"]
+    assert low <= composites["levels"]["box"]["paste"]["object_psnr_db"] <= high
+    assert composites["identity"]["chance_top1"] == 0.2
+    assert composites["checks"]["outside_changed"] == 0.0
+    assert "| outline IoU | box | at least 0.80 |" in printed
     gain = identity["right_psnr_db"]["mean"] - identity["stranger_psnr_db"]["mean"]
     assert gain == pytest.approx(identity["gain_psnr_db"]["mean"], abs=2e-4)
     assert results["protocol"]["hash"] in printed
     side_px = SIZE_PX + 4
-    for name, titles, rows in (("contact_sheet", CASE_TILES, 10), ("objects_sheet", OBJECT_TILES, 3)):
+    for name, titles, rows in (("contact_sheet", CASE_TILES, 5), ("objects_sheet", OBJECT_TILES, 3)):
         shape = load_image(tmp_path / "a" / f"{name}.png").shape
         assert shape == (26 + rows * side_px, 2 * (92 + len(titles) * side_px), 3)
 
@@ -211,7 +252,7 @@ def test_other_settings_are_another_protocol(project: Path, tmp_path: Path) -> N
 
 
 def test_bad_input_is_one_line_that_names_culprit_and_remedy(project: Path, tmp_path: Path) -> None:
-    def fail(match: str, shards: Path = project / "shards", out: Path = tmp_path / "out", **changes: int) -> None:
+    def fail(match: str, shards: Path = project / "shards", out: Path = tmp_path / "out", **changes: int | str) -> None:
         settings = WorldSettings(**{"steps": 1, **changes})  # pyright: ignore[reportArgumentType]
         with pytest.raises(InputError, match=match) as caught:
             run_evaluate_world(project / "compositor", shards, out=out, settings=settings)
@@ -220,9 +261,11 @@ def test_bad_input_is_one_line_that_names_culprit_and_remedy(project: Path, tmp_
     fail("--objects at least 2", max_objects=1)
     fail("--objects at least 2", max_objects=-3)
     fail("--steps", steps=0)
+    fail("--pairs", pairs_per_stratum=0)
     (tmp_path / "file").write_text("")
     fail(r"--out .*file is a file; name a folder", out=tmp_path / "file")
     fail(r"none.pairs\.parquet cannot be read", shards=tmp_path / "none")
+    fail(r"shards has 0 objects .* in split val, 2 and 1 are needed; pack", split="val")
     train = write_world(tmp_path / "train", SIZE_PX, split="train")
     fail(r"train has 0 objects .* in split test, 2 and 1 are needed; pack", shards=train)
     large = write_world(tmp_path / "large", 96)

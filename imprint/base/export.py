@@ -13,6 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from imprint.core.errors import InputError
 from imprint.core.files import publish_dir, write_bytes_atomic, write_json_atomic
 from imprint.core.pixels import load_image, save_image
+from imprint.evaluation.goals import describe_world, format_goals
+from imprint.evaluation.table import format_markdown
 from imprint.models import load_card, load_model, save_model
 from imprint.models.provenance import list_sources
 
@@ -69,7 +71,11 @@ def render_card(
         loader=PackageLoader("imprint.base", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.get_template("card.md.j2")
-    return template.render(preset=preset, parameters=parameters, rounds=rounds, metrics=metrics, sources=sources)
+    world = describe_world(dict(metrics))
+    tables = {"goals": format_goals(world), "view_changes": format_markdown(world, "view_changes")}
+    return template.render(
+        preset=preset, parameters=parameters, rounds=rounds, metrics=metrics, sources=sources, **tables
+    )
 
 
 def count_parameters(module: Any) -> int:

@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_bytes_atomic
+from imprint.core.view_changes import VIEW_CHANGES
 
 ADDED: dict[str, Any] = {
     "pretrain_encoder.options.appearance_flow": False,
@@ -22,6 +23,9 @@ ADDED: dict[str, Any] = {
     "train_compositor.scene_metering": 0.0,
     "train_compositor.hide_rate": 1.0,
     "evaluate.strength": None,
+    "evaluate.view_changes": list(VIEW_CHANGES),
+    "evaluate.views_per_case": 2,
+    "evaluate.from_noise_cases": 0,
 }
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from imprint.core.errors import InputError
 from imprint.core.masks import MaskLevel
 from imprint.core.records import PairKind
+from imprint.core.view_changes import ViewChange
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -225,6 +226,9 @@ class Evaluate(Section):
     cases: str  # tar of the test cases with ground truth
     max_cases: Count
     levels: list[MaskLevel]
+    view_changes: list[ViewChange]  # strata: degrees between the views of reference and truth
+    views_per_case: Count  # so many of the strata are tried with each case, in turn
+    from_noise_cases: Natural  # the first ones are also composited from noise, as in the paper
     steps: Count
     guidance: Annotated[float, Field(ge=1.0)]
     draws: Count  # of noise per step, whose mean is taken

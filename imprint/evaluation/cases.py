@@ -14,18 +14,19 @@ from imprint.core.errors import InputError
 from imprint.core.files import compute_digest
 from imprint.core.masks import MaskLevel
 from imprint.core.pixels import decode_image
+from imprint.core.view_changes import VIEW_CHANGES, ViewChange, name_reference
 
 
 @dataclass(frozen=True)
 class Case:
-    """One object to insert. All pictures but `reference` have the same size.
+    """One object to insert. All pictures but the references have the same size.
 
-    reference: RGBA uint8, another view of the object; plate, truth: RGB uint8, the scene without and with the object;
-    object_mask, shadow_mask: bool, disjoint; holes: bool per mask level, each holds the object.
+    references: RGBA uint8, other views of the object, by view change; plate, truth: RGB uint8, the scene without and
+    with the object; object_mask, shadow_mask: bool, disjoint; holes: bool per mask level, each holds the object.
     """
 
     name: str
-    reference: np.ndarray
+    references: Mapping[ViewChange, np.ndarray]
     plate: np.ndarray
     truth: np.ndarray
     object_mask: np.ndarray
@@ -95,11 +96,15 @@ def _build_case(
     def read_mask(stem: str) -> np.ndarray:
         return read(stem)[..., 0] > 127
 
-    reference, plate, truth = read("reference"), read("plate")[..., :3], read("truth")[..., :3]
+    references: dict[ViewChange, np.ndarray] = {
+        view_change: read(name_reference(view_change)) for view_change in VIEW_CHANGES
+    }
+    plate, truth = read("plate")[..., :3], read("truth")[..., :3]
     object_mask = read_mask("object_mask")
     shadow_mask = read_mask("shadow_mask") & ~object_mask
     holes: dict[MaskLevel, np.ndarray] = {level: read_mask(f"hole_{level}") | object_mask for level in levels}
     sizes = {picture.shape[:2] for picture in (plate, truth, object_mask, shadow_mask, *holes.values())}
-    if len(sizes) > 1 or reference.shape[2] != 4 or not object_mask.any():
-        raise InputError(f"{path}: {name}: sizes differ, the reference has no alpha, or the object is empty")
-    return Case(name, reference, plate, truth, object_mask, shadow_mask, holes)
+    opaque = any(reference.shape[2] != 4 for reference in references.values())
+    if len(sizes) > 1 or opaque or not object_mask.any():
+        raise InputError(f"{path}: {name}: sizes differ, a reference has no alpha, or the object is empty")
+    return Case(name, references, plate, truth, object_mask, shadow_mask, holes)

@@ -10,9 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from imprint.core.masks import MaskLevel
+from imprint.core.view_changes import NEAR
 from imprint.evaluation.cases import Case
+from imprint.evaluation.composites import Made
+from imprint.evaluation.gradients import compute_agreement, compute_log_sharpness, compute_sharpness
+from imprint.evaluation.trials import Trial
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 REGIONS = ("object", "shadow", "surround")
 MIN_REGION_PX = 16  # a smaller region is "not applicable"
 MAX_PSNR_DB = 60.0  # where two pictures are (nearly) equal
@@ -47,22 +51,44 @@ def compute_ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return structural_similarity(truth, image, channel_axis=-1, full=True, **options)[1].mean(axis=-1)
 
 
-def compute_shape_iou(image: np.ndarray, case: Case) -> float:
-    """Intersection over union of what the method changed in the plate with the object's true shape."""
-    changed = np.abs(image.astype(np.int16) - case.plate).max(axis=-1) > CHANGED_LEVELS
-    return float((changed & case.object_mask).sum() / (changed | case.object_mask).sum())
+def compute_outline_iou(opacity: np.ndarray | None, mask: np.ndarray) -> float | None:
+    """Intersection over union of the object's true mask with where the method put the object (opacity uint8 above a
+    half, not cut at the hole: else a hole that is the outline would be all that is needed). None without an opacity."""
+    if opacity is None:
+        return None
+    found = opacity > 127
+    return float((found & mask).sum() / (found | mask).sum())
 
 
-def measure_composite(image: np.ndarray, case: Case, level: MaskLevel) -> Values:
-    """All numbers of one composite; None where its region has fewer than MIN_REGION_PX pixels."""
+def compute_copy_distance(image: np.ndarray, pasted: Made, trial: Trial) -> float | None:
+    """Mean absolute difference, of 255, from the plainly pasted reference, over what either shows as the object. 0 is a
+    copy: it has the reference's identity, whatever the scene asks for."""
+    assert pasted.opacity is not None
+    region = trial.hole & (trial.case.object_mask | (pasted.opacity > 127))
+    if region.sum() < MIN_REGION_PX:
+        return None
+    return float(np.abs(image[region].astype(np.float64) - pasted.picture[region]).mean())
+
+
+def measure_composite(made: Made, trial: Trial, pasted: Made) -> Values:
+    """All numbers of one composite but its identity; None where a region has fewer than MIN_REGION_PX pixels, or where
+    something is not defined. `pasted`: the alpha paste of the same trial."""
+    image, case = made.picture, trial.case
+    regions = compute_regions(case, trial.level)
     ssim = compute_ssim_map(image, case.truth)
     values: Values = {}
-    for name, region in compute_regions(case, level).items():
+    for name, region in regions.items():
         large_enough = region.sum() >= MIN_REGION_PX
         values[f"{name}_psnr_db"] = compute_psnr_db(image, case.truth, region) if large_enough else None
         values[f"{name}_ssim"] = float(ssim[region].mean()) if large_enough else None
-    values["shape_iou"] = compute_shape_iou(image, case)
-    return values | check_composite(image, case, level)
+    sharpness = compute_sharpness(image, case.truth, regions["object"])
+    values["near_psnr_db"] = values["object_psnr_db"] if trial.view_change in NEAR else None
+    values["sharpness"] = sharpness
+    values["log_sharpness"] = compute_log_sharpness(sharpness)
+    values["gradient_agreement"] = compute_agreement(image, case.truth, regions["object"])
+    values["outline_iou"] = compute_outline_iou(made.opacity, case.object_mask)
+    values["copy_distance"] = compute_copy_distance(image, pasted, trial)
+    return values | check_composite(image, case, trial.level)
 
 
 def check_composite(image: np.ndarray, case: Case, level: MaskLevel) -> Values:

@@ -1,38 +1,44 @@
-"""Pictures of the report: one strip per case and level, and the grid of them."""
+"""Pictures of the report: one strip per trial, and the grid of them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from imprint.core.masks import MaskLevel
 from imprint.core.pixels import put_on_black, resize_image, save_image
-from imprint.evaluation.cases import Case
-from imprint.evaluation.composites import Composites
+from imprint.evaluation.composites import METHODS, Composites
+from imprint.evaluation.trials import Trial
 
-TILES = ("reference", "plate", "hole", "ours", "alpha paste", "Poisson", "truth")
+TILES = ("reference", "hole", "ours", "from noise", "alpha paste", "matched", "Poisson", "truth")
+Pair = tuple[str, str]  # case and view change
 _GAP_PX = 4
 _PAPER = 255  # background of strips and grid
+_ABSENT = 238  # a tile of a method that was not tried
 _HOLE_COLOUR = np.array([236, 64, 122], np.float32)
 _LABEL_PX = 92
 _HEADER_PX = 26
 _MIN_TILE_PX = 96
 
 
-def build_strip(case: Case, level: MaskLevel, composites: Composites, number: int) -> np.ndarray:
-    """RGB uint8: the seven TILES of one case side by side; `number` is the case's place among the composites."""
-    side_hw = case.plate.shape[:2]
-    methods = composites[level]
+def choose_shown(trials: Sequence[Trial], count: int) -> list[Pair]:
+    """The first cases in the archive's order with all their view changes, good or bad."""
+    pairs = dict.fromkeys((trial.place, trial.case.name, trial.view_change) for trial in trials)
+    return [(name, view_change) for _, name, view_change in sorted(pairs, key=lambda pair: pair[0])[:count]]
+
+
+def build_strip(trial: Trial, composites: Composites, number: int) -> np.ndarray:
+    """RGB uint8: the TILES of one trial side by side; `number` is its place among the composites."""
+    side_hw = trial.case.plate.shape[:2]
+    made = [composites[method][number] for method in METHODS]
+    absent = np.full((*side_hw, 3), _ABSENT, np.uint8)
     tiles = [
-        fit_tile(put_on_black(case.reference), side_hw),
-        case.plate,
-        mark_hole(case.plate, case.holes[level]),
-        *(methods[method][number] for method in ("ours", "paste", "poisson")),
-        case.truth,
+        fit_tile(put_on_black(trial.reference), side_hw),
+        mark_hole(trial.case.plate, trial.hole),
+        *(absent if answer is None else answer.picture for answer in made),
+        trial.case.truth,
     ]
     gap = np.full((side_hw[0], _GAP_PX, 3), _PAPER, np.uint8)
     parts = [part for tile in tiles for part in (tile, gap)]
@@ -55,18 +61,21 @@ def fit_tile(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return tile
 
 
-def save_strips(folder: Path, cases: Sequence[Case], composites: Composites) -> None:
-    """`<folder>/<level>/<case>.png` for the given cases, which are the first ones of the composites."""
-    for level, (number, case) in itertools.product(composites, enumerate(cases)):
-        save_image(folder / level / f"{case.name}.png", build_strip(case, level, composites, number))
+def save_strips(folder: Path, trials: Sequence[Trial], composites: Composites, pairs: Sequence[Pair]) -> None:
+    """`<folder>/<level>/<case>_<view change>.png` for the given pairs."""
+    for number, trial in enumerate(trials):
+        if (trial.case.name, trial.view_change) in pairs:
+            path = folder / trial.level / f"{trial.case.name}_{trial.view_change}.png"
+            save_image(path, build_strip(trial, composites, number))
 
 
-def build_grid(cases: Sequence[Case], composites: Composites) -> np.ndarray:
-    """RGB uint8: a labelled row per case, in order, failures included; the mask levels take turns."""
-    levels: list[MaskLevel] = list(composites)
-    chosen: list[MaskLevel] = [levels[number % len(levels)] for number in range(len(cases))]
-    strips = [build_strip(case, chosen[n], composites, n) for n, case in enumerate(cases)]
-    scale = max(1, -(-_MIN_TILE_PX // cases[0].plate.shape[0]))
+def build_grid(trials: Sequence[Trial], composites: Composites, pairs: Sequence[Pair]) -> np.ndarray:
+    """RGB uint8: a labelled row per pair, in order, failures included; the mask levels take turns."""
+    levels = list(dict.fromkeys(trial.level for trial in trials))
+    numbers = {(trial.case.name, trial.view_change, trial.level): n for n, trial in enumerate(trials)}
+    chosen = [numbers[(*pair, levels[place % len(levels)])] for place, pair in enumerate(pairs)]
+    strips = [build_strip(trials[number], composites, number) for number in chosen]
+    scale = max(1, -(-_MIN_TILE_PX // trials[0].case.plate.shape[0]))
     strips = [strip.repeat(scale, axis=0).repeat(scale, axis=1) for strip in strips]
     height, width = strips[0].shape[:2]
     grid = Image.new("RGB", (_LABEL_PX + width, _HEADER_PX + len(strips) * (height + _GAP_PX)), "white")
@@ -75,9 +84,11 @@ def build_grid(cases: Sequence[Case], composites: Composites) -> np.ndarray:
     for column, title in enumerate(TILES):
         centre_px = _LABEL_PX + (column + 0.5) * (width + _GAP_PX * scale) / len(TILES)
         draw.text((centre_px, _HEADER_PX / 2), title, fill="black", font=font, anchor="mm")
-    for row, (case, level, strip) in enumerate(zip(cases, chosen, strips, strict=True)):
-        y0 = _HEADER_PX + row * (height + _GAP_PX)
+    for row, (number, strip) in enumerate(zip(chosen, strips, strict=True)):
+        y0, trial = _HEADER_PX + row * (height + _GAP_PX), trials[number]
         grid.paste(Image.fromarray(strip), (_LABEL_PX, y0))
-        draw.text((8, y0 + height / 2 - 9), case.name.replace("_", " "), fill="black", font=small, anchor="lm")
-        draw.text((8, y0 + height / 2 + 9), level, fill=(120, 120, 120), font=small, anchor="lm")
+        lines = (trial.case.name.replace("_", " "), trial.level, f"{trial.view_change} deg")
+        for line, text in enumerate(lines):
+            colour = "black" if line == 0 else (120, 120, 120)
+            draw.text((8, y0 + height / 2 + 18 * (line - 1)), text, fill=colour, font=small, anchor="lm")
     return np.asarray(grid)

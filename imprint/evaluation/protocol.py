@@ -17,17 +17,19 @@ NAME = f"imprint-cases-{METRICS_VERSION}"
 
 def build_protocol(section: Evaluate, cases_digest: str, num_cases: int) -> dict[str, Any]:
     """Name, hash and what a reader wants to see. The hash covers cases, holes, definitions, sampling, seed."""
-    sampling = {"steps": section.steps, "guidance": section.guidance, "draws": section.draws}
-    sampling |= {"strength": section.strength}
+    names = ("strength", "steps", "guidance", "draws", "from_noise_cases")
+    sampling = {name: getattr(section, name) for name in names}
     covered = {
         "name": NAME,
         "cases": cases_digest,
         "levels": sorted(section.levels),
+        "view_changes": section.view_changes,
+        "views_per_case": section.views_per_case,
         "feature": FEATURE,
         **sampling,
         "seed": section.seed,
     }
-    shown = {"num_cases": num_cases, **sampling}
+    shown = {"num_cases": num_cases, "views_per_case": section.views_per_case, **sampling}
     return {"name": NAME, "hash": hash_settings(covered), **shown}
 
 

@@ -8,19 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imprint.core.files import write_bytes_atomic
 from imprint.core.pixels import save_image
-from imprint.evaluation.cases import Case
 from imprint.evaluation.charts import COLOURS, build_chart
-from imprint.evaluation.composites import Composites
 from imprint.evaluation.curves import CURVE_COLOURS, TITLES, Curve, draw_curves
+from imprint.evaluation.gradients import MIN_GRADIENT
 from imprint.evaluation.measures import CHANGED_LEVELS, FLAT_LEVELS, MAX_PSNR_DB, MIN_REGION_PX
-from imprint.evaluation.pictures import TILES, build_grid, save_strips
+from imprint.evaluation.measuring import Shown
+from imprint.evaluation.pictures import TILES, Pair, build_grid, choose_shown, save_strips
 from imprint.evaluation.summary import CHECKS, METRICS, Row
-from imprint.evaluation.table import COLUMNS, METHOD_TITLES, STAGE_TITLES, format_number, is_best
+from imprint.evaluation.table import COLUMNS, METHOD_TITLES, STAGE_TITLES, TREES, format_number, is_best
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
-_CHARTS = ("object_psnr_db", "object_ssim", "shadow_psnr_db", "surround_psnr_db", "identity_top1", "shape_iou")
+_CHARTS = (
+    "object_psnr_db",
+    "sharpness",
+    "gradient_agreement",
+    "outline_iou",
+    "identity_top1",
+    "copy_distance",
+    "shadow_psnr_db",
+    "surround_psnr_db",
+)
+_KEYS = ["case", "view_change", "level", "method"]
 
 
 def write_report(
@@ -28,36 +40,49 @@ def write_report(
     metrics: dict[str, Any],
     *,
     rows: Sequence[Row],
-    cases: Sequence[Case],
-    composites: Composites,
+    shown: Shown,
     curves: Mapping[str, Mapping[str, Curve]],
     grid_rows: int,
 ) -> None:
-    """Fill `folder`. The pictures show the first `grid_rows` cases in the archive's order, good or bad."""
-    shown = list(cases[:grid_rows])
-    save_strips(folder / "rows", shown, composites)
-    save_image(folder / "grid.png", build_grid(shown, composites))
-    last_level = list(composites)[-1]
-    save_image(folder / "composite.png", composites[last_level]["ours"][0])
-    _write_csv(folder / "cases.csv", ["case", "level", "method", *METRICS, *CHECKS], [_list_row(row) for row in rows])
-    means = [
-        [f"{level}, {METHOD_TITLES[method]}", *(cells[name] for name in METRICS)]
-        for level, methods in metrics["levels"].items()
-        for method, cells in methods.items()
-    ]
-    _write_csv(folder / "plots" / "quality.csv", ["composite", *METRICS], means)
+    """Fill `folder`. The pictures show the first `grid_rows` pairs of case and view change in the archive's order, good
+    or bad."""
+    trials, composites = shown.trials, shown.composites
+    pairs = choose_shown(trials, grid_rows)
+    save_strips(folder / "rows", trials, composites, pairs)
+    save_image(folder / "grid.png", build_grid(trials, composites, pairs))
+    save_image(folder / "composite.png", _choose_composite(shown))
+    _write_csv(folder / "cases.csv", [*_KEYS, *METRICS, *CHECKS], [_list_row(row) for row in rows])
+    for tree in TREES:
+        _write_csv(folder / "plots" / f"{tree}.csv", ["composite", *METRICS], _list_means(metrics[tree]))
     for stage, losses in curves.items():
         for name, curve in losses.items():
             _write_csv(folder / "plots" / stage / f"{name}.csv", ["step", name], curve)
-    page = render_page(metrics, rows=rows, names=[case.name for case in shown], curves=curves)
+    page = render_page(metrics, rows=rows, pairs=pairs, curves=curves)
     write_bytes_atomic(folder / "index.html", page.encode())
+
+
+def _choose_composite(shown: Shown) -> np.ndarray:
+    """Of the first case, at its nearest view and the coarsest level."""
+    places = [number for number, trial in enumerate(shown.trials) if trial.place == 0]
+    first = [number for number in places if shown.trials[number].view_change == shown.trials[places[0]].view_change]
+    made = shown.composites["ours"][first[-1]]
+    assert made is not None
+    return made.picture
+
+
+def _list_means(groups: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [f"{group}, {METHOD_TITLES[method]}", *(cells[name] for name in METRICS)]
+        for group, methods in groups.items()
+        for method, cells in methods.items()
+    ]
 
 
 def render_page(
     metrics: dict[str, Any],
     *,
     rows: Sequence[Row],
-    names: Sequence[str],
+    pairs: Sequence[Pair],
     curves: Mapping[str, Mapping[str, Curve]],
 ) -> str:
     """The page as HTML; it refers to the pictures beside it by relative names."""
@@ -67,8 +92,13 @@ def render_page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text())
     identity = metrics["identity"]
-    lines = {"chance": identity["chance_top1"], "true pictures": identity["ceiling_top1"]}
-    charts = {name: build_chart(metrics, name, lines if name == "identity_top1" else None) for name in _CHARTS}
+    lines = {
+        "identity_top1": {"chance": identity["chance_top1"], "true pictures": identity["ceiling_top1"]},
+        "sharpness": {"right": 1.0},
+    }
+    charts = {
+        tree: {name: Markup(build_chart(metrics, name, tree, lines.get(name))) for name in _CHARTS} for tree in TREES
+    }
     return template.render(
         metrics=metrics,
         columns={name: title for name, (title, _) in COLUMNS.items()},
@@ -76,12 +106,13 @@ def render_page(
         stages=STAGE_TITLES,
         colours=COLOURS,
         tiles=TILES,
-        names=names,
-        charts={name: Markup(svg) for name, svg in charts.items()},
+        pairs=pairs,
+        trees=TREES,
+        charts=charts,
         curves={stage: Markup(draw_curves(losses)) for stage, losses in curves.items() if losses},
         curve_titles=TITLES,
         curve_colours=CURVE_COLOURS,
-        values={(row.case, row.level, row.method): row.values for row in rows},
+        values={(row.case, row.view_change, row.level, row.method): row.values for row in rows},
         number=format_number,
         best=is_best,
         definitions={
@@ -89,12 +120,13 @@ def render_page(
             "max_psnr_db": MAX_PSNR_DB,
             "changed_levels": CHANGED_LEVELS,
             "flat_levels": FLAT_LEVELS,
+            "min_gradient": MIN_GRADIENT,
         },
     )
 
 
 def _list_row(row: Row) -> list[str | float | None]:
-    return [row.case, row.level, row.method, *(row.values[name] for name in (*METRICS, *CHECKS))]
+    return [row.case, row.view_change, row.level, row.method, *(row.values[name] for name in (*METRICS, *CHECKS))]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

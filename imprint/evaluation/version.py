@@ -9,12 +9,10 @@ from imprint.core.files import compute_path_digest, publish_dir, write_json_atom
 from imprint.core.params import Evaluate
 from imprint.core.stage import open_stage
 from imprint.evaluation.cases import load_cases
-from imprint.evaluation.composites import make_composites
 from imprint.evaluation.curves import load_curves
-from imprint.evaluation.protocol import build_protocol
+from imprint.evaluation.measuring import composite_cases, measure_cases
 from imprint.evaluation.report import write_report
 from imprint.evaluation.stage import CODE
-from imprint.evaluation.summary import measure_all, summarise_identity, summarise_rows
 
 
 def evaluate_model(model: Path, section: Evaluate, *, out: Path, root: Path = Path(".")) -> dict[str, Any]:
@@ -32,25 +30,11 @@ def evaluate_model(model: Path, section: Evaluate, *, out: Path, root: Path = Pa
     digest = compute_path_digest(model)
     run = open_stage(f"evaluate_version/{digest[:16]}", section, [Path(section.cases)], CODE, root)
     compositor = load_compositor(model.resolve().as_posix())
-    composites = make_composites(compositor, case_set.cases, section=section, work_dir=run.work_dir)
-    rows = measure_all(case_set.cases, composites)
-    metrics = {
-        "protocol": build_protocol(section, case_set.digest, len(case_set.cases)),
-        "identity": summarise_identity(case_set.cases),
-        "held_out": {},
-        "model": digest[:12],
-        **summarise_rows(rows, section),
-    }
+    shown = composite_cases(compositor, case_set, section, work_dir=run.work_dir)
+    rows, metrics = measure_cases(shown, case_set, section, held_out={}, model=digest[:12])
     report = run.work_dir / "report"
-    write_report(
-        report,
-        metrics,
-        rows=rows,
-        cases=case_set.cases,
-        composites=composites,
-        curves=load_curves({"train_compositor": model}),
-        grid_rows=section.grid_rows,
-    )
+    curves = load_curves({"train_compositor": model})
+    write_report(report, metrics, rows=rows, shown=shown, curves=curves, grid_rows=section.grid_rows)
     write_json_atomic(report / "evaluation.json", metrics)
     publish_dir(report, out)
     return metrics

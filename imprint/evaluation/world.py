@@ -6,13 +6,12 @@ No stage of the pipeline. In such shards every object is a clip of its own, seen
 
 from __future__ import annotations
 
-from collections import defaultdict
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -20,22 +19,14 @@ from scipy.ndimage import binary_fill_holes
 
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
-from imprint.core.masks import (
-    MASK_LEVELS,
-    MaskLevel,
-    add_contact_margin,
-    compute_mask_levels,
-    compute_object_size_px,
-    largest_component,
-)
+from imprint.core.masks import MASK_LEVELS, largest_component
 from imprint.core.pixels import from_model_range, put_on_black, resize_mask, save_image
 from imprint.core.progress import show_progress
-from imprint.core.records import PairKind, PairRecord, build_id
+from imprint.core.records import PairRecord, Split, build_id
 from imprint.data import (
     DrawRules,
     IdentityBatch,
     ShardReader,
-    View,
     build_fixed_batch,
     build_identity_sample,
     check_sizes,
@@ -44,23 +35,32 @@ from imprint.data import (
     swap_objects,
 )
 from imprint.diffusion import build_generator, sample_object
-from imprint.evaluation.baselines import clone_object, paste_object
 from imprint.evaluation.bootstrap import compute_interval
-from imprint.evaluation.composites import METHODS
+from imprint.evaluation.composites import Making
+from imprint.evaluation.goals import describe_world, format_all
 from imprint.evaluation.held_out import choose_partners
 from imprint.evaluation.identity import FEATURE, compute_descriptor, find_nearest
-from imprint.evaluation.measures import METRICS_VERSION, compute_psnr_db, compute_ssim_map
+from imprint.evaluation.measures import METRICS_VERSION, compute_psnr_db
+from imprint.evaluation.measuring import Shown
 from imprint.evaluation.pictures import mark_hole
 from imprint.evaluation.protocol import hash_settings
+from imprint.evaluation.summary import Groups
+from imprint.evaluation.world_composites import (
+    LARGE_PX,
+    MAX_MARGIN_SHARE,
+    SHADOW_SHARE,
+    choose_scene_pairs,
+    group_by_object,
+    measure_composites,
+    time_composite,
+)
 from imprint.inference.composer import Compositor
-from imprint.inference.inputs import Request
 from imprint.models import ImprintModel, load_model
 
 NAME = f"imprint-world-{METRICS_VERSION}"
-NUM_COMPOSITES, NUM_SHOWN_OBJECTS = 64, 32
+NUM_SHOWN_PAIRS, NUM_SHOWN_OBJECTS = 16, 32
 BATCH_SIZE, BOOTSTRAP_SAMPLES = 8, 2000
 BRIGHT_LEVELS = 24  # of 255: what is brighter in any channel belongs to a sampled object
-MARGIN_SHARE = 0.08  # of the object's size, for its contact shadow
 OBJECT_TILES = ("reference", "sample", "true target")
 CASE_TILES = ("reference", "hole", "ours", "alpha paste", "truth")
 _GAP_PX, _LABEL_PX, _HEADER_PX = 4, 92, 26
@@ -71,13 +71,30 @@ Row = tuple[Sequence[np.ndarray], tuple[str, str]]  # the tiles of one row of a 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings:
-    """steps, guidance, draws: see `imprint.models.Sampling`; max_objects: so many are drawn by the seed, None: all."""
+    """steps, guidance, draws, strength: see `imprint.models.Sampling`; max_objects: so many are drawn by the seed, None
+    is all; pairs_per_stratum: of each stratum of view change so many pairs are composited at most; from_noise: so many
+    of these also from noise alone; split: `val` is for choosing, as a preset's strength, `test` for telling."""
 
     steps: int = 3
     guidance: float = 1.5
     draws: int = 8
+    strength: float | None = None
+    pairs_per_stratum: int = 40
+    from_noise: int = 4
+    split: Split = "test"
     seed: int = 0
     max_objects: int | None = None
+
+    def describe_making(self) -> Making:
+        """How composites are made."""
+        return Making(
+            steps=self.steps,
+            guidance=self.guidance,
+            draws=self.draws,
+            strength=self.strength,
+            from_noise_cases=self.from_noise,
+            batch_size=BATCH_SIZE,
+        )
 
 
 def run_evaluate_world(
@@ -88,23 +105,31 @@ def run_evaluate_world(
     The same model, shards and settings give the same bytes. `InputError` for what the user can mend.
     """
     wanted = 2 if settings.max_objects is None else settings.max_objects
-    if min(settings.steps, settings.guidance, settings.draws, threads) < 1 or wanted < 2:
-        raise InputError("--steps, --guidance, --draws and --threads must be at least 1, --objects at least 2")
+    if min(settings.steps, settings.guidance, settings.draws, settings.pairs_per_stratum, threads) < 1 or wanted < 2:
+        raise InputError("--steps, --guidance, --draws, --pairs and --threads must be at least 1, --objects at least 2")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
     reader = ShardReader(shards)
     object_pairs = choose_object_pairs(reader.pairs, settings)
-    scene_pairs = choose_scene_pairs(reader.pairs, [pair.clip_id for pair in object_pairs], seed=settings.seed)
+    objects, count = [pair.clip_id for pair in object_pairs], settings.pairs_per_stratum
+    chosen = choose_scene_pairs(reader.pairs, objects, per_stratum=count, seed=settings.seed, split=settings.split)
+    scene_pairs = [pair for found in chosen.values() for pair in found]
     if len(object_pairs) < 2 or not scene_pairs:
         found = f"{len(object_pairs)} objects with multiview pairs and {len(scene_pairs)} video pairs of them"
-        raise InputError(f"{shards} has {found} in split test, 2 and 1 are needed; pack held-out objects and scenes")
+        raise InputError(
+            f"{shards} has {found} in split {settings.split}, 2 and 1 are needed; pack held-out objects and scenes"
+        )
     model = load_model(model_dir)
     sizes = {"size_px": model.preset.size_px, "reference_px": model.preset.canvas_px}
     for pair in (object_pairs[0], scene_pairs[0]):
         check_sizes(reader, pair, preset=model.preset.name, **sizes)
     torch.set_num_threads(threads)
     identity, objects_sheet = measure_identity(model, reader, pairs=object_pairs, settings=settings)
-    composites, contact_sheet = measure_composites(Compositor(model), reader, pairs=scene_pairs, settings=settings)
+    groups = Groups(
+        view_changes=list(chosen), levels=MASK_LEVELS, bootstrap_samples=BOOTSTRAP_SAMPLES, seed=settings.seed
+    )
+    making = settings.describe_making()
+    composites, shown = measure_composites(Compositor(model), reader, chosen, making=making, groups=groups)
     results = {
         "protocol": _build_protocol(reader, [*object_pairs, *scene_pairs], settings),
         "model": compute_path_digest(model_dir)[:12],
@@ -112,25 +137,19 @@ def run_evaluate_world(
         "composites": composites,
     }
     save_image(out / "objects_sheet.png", objects_sheet)
-    save_image(out / "contact_sheet.png", contact_sheet)
+    save_image(out / "contact_sheet.png", build_sheet(list_rows(shown), CASE_TILES))
     write_json_atomic(out / "world.json", results)
     print(format_table(results))
+    seconds = time_composite(Compositor(model), shown.trials[0], making)
+    print(f"one composite, {LARGE_PX} px, after loading: {seconds:.2f} s with {threads} threads", file=sys.stderr)
     return results
 
 
 def choose_object_pairs(pairs: Sequence[PairRecord], settings: WorldSettings) -> list[PairRecord]:
-    """One test `multiview` pair per object, sorted by object: which one depends on the seed and the object alone."""
-    chosen = [group[0] for group in _group_by_object(pairs, "multiview", settings.seed).values()]
+    """One `multiview` pair per object, sorted by object: which one depends on the seed and the object alone."""
+    chosen = [group[0] for group in group_by_object(pairs, "multiview", settings.seed, settings.split).values()]
     drawn = sorted(chosen, key=lambda pair: build_id(settings.seed, pair.clip_id))[: settings.max_objects]
     return sorted(drawn, key=lambda pair: pair.clip_id)
-
-
-def choose_scene_pairs(pairs: Sequence[PairRecord], objects: Sequence[str], *, seed: int) -> list[PairRecord]:
-    """At most NUM_COMPOSITES test `video` pairs of `objects` (clip ids) in random order; no object has its second one
-    before all others have had their first."""
-    groups = _group_by_object(pairs, "video", seed)
-    ranked = [(rank, build_id(seed, clip), pair) for clip in objects for rank, pair in enumerate(groups.get(clip, []))]
-    return [pair for _, _, pair in sorted(ranked, key=lambda item: item[:2])[:NUM_COMPOSITES]]
 
 
 def measure_identity(
@@ -201,45 +220,19 @@ def find_hits(queries: Sequence[Cutout], gallery: Sequence[Cutout]) -> np.ndarra
     return (find_nearest(asked, known) == np.arange(len(known))).astype(np.float64)
 
 
-def measure_composites(
-    compositor: Compositor, reader: ShardReader, *, pairs: Sequence[PairRecord], settings: WorldSettings
-) -> tuple[dict[str, Any], np.ndarray]:
-    """The numbers of all methods over the object's pixels, the mask levels in turn, and the sheet of all cases."""
-    levels: list[MaskLevel] = [MASK_LEVELS[number % len(MASK_LEVELS)] for number in range(len(pairs))]
-    views = [reader.read_pair(pair) for pair in pairs]
-    requests = [build_request(*views[n], level=level, seed=settings.seed + n) for n, level in enumerate(levels)]
-    values, rows = [], []
-    for number, ours in enumerate(_make_ours(compositor, requests, settings)):
-        request, (_, target) = requests[number], views[number]
-        inputs = (request.object_rgba, request.background, request.hole)
-        made = dict(zip(METHODS, (ours, paste_object(*inputs), clone_object(*inputs)), strict=True))
-        values.append({})
-        for method, image in made.items():
-            assert np.array_equal(image[~request.hole], target.scene[~request.hole]), f"{method} changed the outside"
-            values[-1][f"{method} psnr_db"] = compute_psnr_db(image, target.scene, target.mask)
-            values[-1][f"{method} ssim"] = float(compute_ssim_map(image, target.scene)[target.mask].mean())
-        marked = mark_hole(request.background, request.hole)
-        tiles = (put_on_black(request.object_rgba), marked, ours, made["paste"], target.scene)
-        rows.append((tiles, (pairs[number].clip_id, levels[number])))
-    objects = [pair.clip_id for pair in pairs]
-    numbers: dict[str, Any] = {"num_composites": len(pairs), "num_objects": len(set(objects))}
-    for part in ("all", *dict.fromkeys(levels)):
-        places = [number for number, level in enumerate(levels) if part in ("all", level)]
-        columns = {name: np.array([values[place][name] for place in places]) for name in values[0]}
-        chosen = [objects[place] for place in places]
-        numbers[part] = {name: _summarise(column, chosen, settings.seed) for name, column in columns.items()}
-    return numbers, build_sheet(rows, CASE_TILES)
-
-
-def build_request(reference: View, target: View, *, level: MaskLevel, seed: int) -> Request:
-    """The reference into the target's scene. No plate was rendered: the hole is filled from its rim (Telea 2004), so
-    that no method sees the true object, not even in the feather or at the seam."""
-    hole = compute_mask_levels(target.mask)[level]
-    grown = add_contact_margin(hole, compute_object_size_px(target.mask), MARGIN_SHARE)
-    hole = hole if level == "exact" or grown.all() else grown  # something has to stay
-    filled = cv2.inpaint(target.scene, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)
-    plate = np.where(hole[..., None], filled, target.scene)
-    return Request(object_rgba=reference.object_rgba, background=plate, hole=hole, level=level, seed=seed)
+def list_rows(shown: Shown) -> list[Row]:
+    """Rows of the sheet: the first NUM_SHOWN_PAIRS pairs of each stratum, the mask levels in turn."""
+    rows: list[Row] = []
+    for number, trial in enumerate(shown.trials):
+        if trial.place >= NUM_SHOWN_PAIRS or trial.level != MASK_LEVELS[trial.place % len(MASK_LEVELS)]:
+            continue
+        ours, paste = (shown.composites[method][number] for method in ("ours", "paste"))
+        assert ours is not None
+        assert paste is not None
+        marked = mark_hole(trial.case.plate, trial.hole)
+        tiles = (put_on_black(trial.reference), marked, ours.picture, paste.picture, trial.case.truth)
+        rows.append((tiles, (trial.case.name, f"{trial.level}, {trial.view_change}")))
+    return rows
 
 
 def build_sheet(rows: Sequence[Row], titles: Sequence[str]) -> np.ndarray:
@@ -261,39 +254,14 @@ def build_sheet(rows: Sequence[Row], titles: Sequence[str]) -> np.ndarray:
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """The numbers as lines of text: mean and 95 % interval over objects."""
+    """The numbers as lines of text: mean and 95 % interval over objects; composites and goals as tables in Markdown."""
     identity, composites, protocol = results["identity"], results["composites"], results["protocol"]
-    counts = f"{identity['num_objects']} objects sampled on black, chance {identity['chance_top1']:.3f}"
-    parts = {counts: identity}
-    parts |= {f"composites, {part}": cells for part, cells in composites.items() if isinstance(cells, dict)}
     lines = [f"protocol {protocol['name']}/{protocol['hash']}, model {results['model']}"]
-    for title, cells in parts.items():
-        numbers = {name: cell for name, cell in cells.items() if isinstance(cell, dict)}
-        lines += [
-            title,
-            *(f"  {n:<20}{c['mean']:8.3f}   {c['low']:.3f} .. {c['high']:.3f}" for n, c in numbers.items()),
-        ]
-    return "\n".join(lines)
-
-
-def _make_ours(compositor: Compositor, requests: Sequence[Request], settings: WorldSettings) -> list[np.ndarray]:
-    images = []
-    sampling = {"steps": settings.steps, "guidance": settings.guidance, "draws": settings.draws}
-    with show_progress("evaluate-world: composites", len(requests)) as bar:
-        for start in range(0, len(requests), BATCH_SIZE):
-            batch = requests[start : start + BATCH_SIZE]
-            images += [made.picture for made in compositor.composite_batch(batch, **sampling)]
-            bar.advance(len(batch))
-    return images
-
-
-def _group_by_object(pairs: Sequence[PairRecord], kind: PairKind, seed: int) -> dict[str, list[PairRecord]]:
-    """Clip id => its test pairs of the kind, in an order drawn by the seed."""
-    groups: dict[str, list[PairRecord]] = defaultdict(list)
-    for pair in sorted(pairs, key=lambda pair: build_id(seed, pair.pair_id)):
-        if pair.kind == kind and pair.split == "test":
-            groups[pair.clip_id].append(pair)
-    return groups
+    lines.append(f"{identity['num_objects']} objects sampled on black, chance {identity['chance_top1']:.3f}")
+    numbers = {name: cell for name, cell in identity.items() if isinstance(cell, dict)}
+    lines += [f"  {n:<20}{c['mean']:8.3f}   {c['low']:.3f} .. {c['high']:.3f}" for n, c in numbers.items()]
+    lines.append(f"\n{composites['num_composites']} composites of {composites['num_objects']} objects")
+    return "\n".join([*lines, "", format_all(describe_world(results))])
 
 
 def _summarise(values: np.ndarray, objects: Sequence[str], seed: int) -> dict[str, float]:
@@ -305,8 +273,10 @@ def _summarise(values: np.ndarray, objects: Sequence[str], seed: int) -> dict[st
 def _build_protocol(reader: ShardReader, pairs: Sequence[PairRecord], settings: WorldSettings) -> dict[str, Any]:
     """Name, hash and settings; the hash covers which pairs were chosen, and their pictures."""
     views = [view for pair in pairs for view in reader.read_pair(pair)]
-    pictures = b"".join(part.tobytes() for view in views for part in (view.object_rgba, view.scene, view.mask))
-    constants = {"bright_levels": BRIGHT_LEVELS, "margin_share": MARGIN_SHARE, "bootstrap_samples": BOOTSTRAP_SAMPLES}
+    parts = [part for view in views for part in (view.object_rgba, view.scene, view.mask, view.plate)]
+    pictures = b"".join(part.tobytes() for part in parts if part is not None)
+    constants = {"bright_levels": BRIGHT_LEVELS, "max_margin_share": MAX_MARGIN_SHARE, "shadow_share": SHADOW_SHARE}
+    constants["bootstrap_samples"] = BOOTSTRAP_SAMPLES
     shown = {"name": NAME, "feature": FEATURE, "levels": list(MASK_LEVELS), **constants, **asdict(settings)}
     covered = {"pairs": [pair.pair_id for pair in pairs], "pictures": compute_digest(pictures)}
     return shown | {"hash": hash_settings(shown | covered)}
