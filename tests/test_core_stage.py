@@ -16,7 +16,7 @@ import yaml
 
 from imprint.core import files, records, stage
 from imprint.core.errors import InputError
-from imprint.core.params import Evaluate, load_params
+from imprint.core.params import load_params
 from imprint.core.stage import StageRun, claim_work_dir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,29 +160,6 @@ def test_overlay_typos_and_unreadable_params_are_input_errors(tmp_path: Path) ->
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="no valid YAML"):
         load_params(tmp_path / "broken.yaml")
-
-
-def test_a_stages_key_follows_its_params_inputs_and_code(tmp_path: Path) -> None:
-    section = load_params(ROOT / "params.yaml").evaluate
-    (tmp_path / "in.txt").write_text("1")
-
-    def open_key(params: Evaluate = section, code: tuple[str, ...] = ("imprint.core",)) -> str:
-        return stage.open_stage("evaluate", params, [Path("in.txt")], code, tmp_path).key
-
-    first = open_key()
-    assert open_key() == first
-    keys = {first, open_key(params=section.model_copy(update={"seed": 5})), open_key(code=("imprint.core.pixels",))}
-    (tmp_path / "in.txt").write_text("2")
-    assert len(keys | {open_key()}) == 4
-    with pytest.raises(InputError, match="absent is missing"):
-        stage.open_stage("evaluate", section, [Path("absent")], [], tmp_path)
-
-
-def test_dvc_digests_are_used_where_the_lock_has_them(tmp_path: Path) -> None:
-    (tmp_path / "out.txt").write_text("1")
-    lock = {"stages": {"make": {"outs": [{"path": "out.txt", "md5": "abc"}]}}}
-    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
-    assert stage.compute_input_digest(Path("out.txt"), tmp_path) == "abc"
 
 
 def test_run_command_turns_input_errors_into_one_line_and_exit_code_2(

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,15 @@ def compute_file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def compute_path_digest(path: Path, skip_dirs: Iterable[str] = ("__pycache__",)) -> str:
+def compute_path_digest(
+    path: Path, skip_dirs: Iterable[str] = ("__pycache__",), *, digest_file: Callable[[Path], str] = compute_file_digest
+) -> str:
     """sha256 in hex of a file, or of a folder's sorted relative names and contents."""
     if path.is_file():
-        return compute_file_digest(path)
+        return digest_file(path)
     skipped = set(skip_dirs)
     lines = [
-        f"{file.relative_to(path).as_posix()} {compute_file_digest(file)}"
+        f"{file.relative_to(path).as_posix()} {digest_file(file)}"
         for file in sorted(path.rglob("*"))
         if file.is_file() and not skipped.intersection(file.parts)
     ]

@@ -13,7 +13,6 @@ from imprint.evaluation.composites import make_composites
 from imprint.evaluation.curves import load_curves
 from imprint.evaluation.protocol import build_protocol
 from imprint.evaluation.report import write_report
-from imprint.evaluation.stage import CODE
 from imprint.evaluation.summary import measure_all, summarise_identity, summarise_rows
 
 
@@ -30,7 +29,7 @@ def evaluate_model(model: Path, section: Evaluate, *, out: Path, root: Path = Pa
     torch.set_num_threads(section.threads)
     case_set = load_cases(root / section.cases, section.levels, section.max_cases)
     digest = compute_path_digest(model)
-    run = open_stage(f"evaluate_version/{digest[:16]}", section, [Path(section.cases)], CODE, root)
+    run = open_stage(f"evaluate_version/{digest[:16]}", section, [Path(section.cases)], __name__, root)
     compositor = load_compositor(model.resolve().as_posix())
     composites = make_composites(compositor, case_set.cases, section=section, work_dir=run.work_dir)
     rows = measure_all(case_set.cases, composites)
