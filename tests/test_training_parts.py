@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from imprint.training.optimizer import (
     averaged_weights,
     build_optimizer,
     compute_ema_decay,
+    compute_expected_steps,
     compute_rate_factor,
     set_rates,
     update_ema,
@@ -89,6 +91,24 @@ def test_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     set_rates(optimizer, 0.5)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == {name: rate / 2 for name, rate in section.learning_rate.model_dump().items()}
+
+
+def test_the_rate_ends_at_zero_and_without_a_jump_where_the_time_ends_first() -> None:
+    """No limit, or one that lets the steps end first, leaves the rate as it was, bit for bit."""
+    plain = [compute_rate_factor(step, warmup_steps=10, max_steps=110) for step in range(111)]
+    ample = [compute_rate_factor(step, warmup_steps=10, max_steps=110, time_share=step / 300) for step in range(111)]
+    assert ample[20:] == plain[20:]
+    short = [compute_rate_factor(step, warmup_steps=10, max_steps=1000, time_share=step / 50) for step in range(51)]
+    assert short[50] == pytest.approx(0.0)
+    assert short[25] == pytest.approx(0.5)
+    assert max(abs(after - before) for before, after in itertools.pairwise(short)) < 0.11
+    assert compute_rate_factor(3, warmup_steps=0, max_steps=10, time_share=0.9) < 0.03
+
+
+def test_the_averages_half_life_follows_the_end_that_comes_first() -> None:
+    assert compute_expected_steps(30, max_steps=1000, time_share=0.0) == 1000
+    assert compute_expected_steps(30, max_steps=1000, time_share=0.03) == 1000
+    assert compute_expected_steps(30, max_steps=1000, time_share=0.1) == pytest.approx(300)
 
 
 def test_ema_is_the_recurrence_with_a_half_life_in_shares_of_the_run() -> None:

@@ -142,7 +142,9 @@ class Training(Section):
     processes: Natural  # on this machine; 0: one per GPU. Under torchrun those count that it has started
     cpu_precision: Literal["float32", "bfloat16"]  # the latter needs AVX512_BF16; a GPU always trains in bfloat16
     max_steps: Count
-    max_hours: Annotated[float, Field(ge=0.0)]  # of training in all, resumed ones included; 0: no limit
+    max_hours: Annotated[
+        float, Field(ge=0.0)
+    ]  # of training in all, resumed ones too; rate and average follow what ends first; 0: no limit
     batch_size: Count  # of a step, of all processes together
     accumulate_steps: Count  # a process takes its share of the batch in so many parts
     gradient_checkpointing: bool  # U-Net and backbone compute twice and remember less
