@@ -172,7 +172,7 @@ def test_max_hours_end_a_training_at_a_step(folder: Path) -> None:
 
 def test_the_schedule_follows_the_clock_of_max_hours(folder: Path) -> None:
     """From the state alone, so that a resumed run takes its first step at the rate that it was stopped at."""
-    params = write_params(folder, max_hours=2.0, max_steps=1000).train_compositor
+    params = write_params(folder, max_hours=2.0, max_steps=1000, ema_halflife_share=0.01).train_compositor
     model = torch.nn.Linear(2, 2)
     state = build_state(model, torch.optim.AdamW(model.parameters()))
     rates, decays = [], []
