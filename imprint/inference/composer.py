@@ -12,7 +12,7 @@ from torch import Tensor
 from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS, MaskLevel
 from imprint.core.pixels import from_model_range, put_on_black, to_model_range
-from imprint.core.prepare import SceneCrop, crop_object, crop_scene, list_object_crops, paste_scene
+from imprint.core.prepare import SceneCrop, check_outside, crop_object, crop_scene, list_object_crops, paste_scene
 from imprint.diffusion import build_generator, sample_composite
 from imprint.inference.inputs import DEFAULT_LEVEL, Request, check_hole, check_object
 from imprint.models import ImprintModel, Sampling
@@ -119,8 +119,7 @@ def _crop(request: Request, size_px: int) -> SceneCrop:
 
 def _paste(request: Request, scene: SceneCrop, generated: np.ndarray) -> np.ndarray:
     result = paste_scene(request.background, request.hole, generated, scene.box)
-    outside = ~request.hole
-    assert np.array_equal(result[outside], request.background[outside]), "pixels outside the hole changed"
+    check_outside(result, request.background, request.hole)
     return result
 
 
@@ -129,5 +128,6 @@ def _encode_levels(levels: Sequence[MaskLevel | None], device: torch.device) -> 
     given = [level for level in levels if level is not None]
     if not given:
         return None
-    assert len(given) == len(levels), "a batch mixes requests with and without a mask level"
+    if len(given) < len(levels):
+        raise ValueError("a batch mixes requests with and without a mask level")
     return torch.tensor([MASK_LEVELS.index(level) for level in given], device=device)

@@ -43,7 +43,8 @@ def run_freeze_encoder(params: Params, root: Path = Path(".")) -> None:
     references = read_references(reader, pairs, preset=model.preset)
     with torch.inference_mode():
         same = torch.equal(model.encode_object(references), load_encoder(export).encode_object(references))
-    assert same, "the saved encoder gives other tokens than the trained one"
+    if not same:
+        raise RuntimeError("the saved encoder gives other tokens than the trained one")
     publish_dir(export, root / OUT)
 
 
