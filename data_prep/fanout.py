@@ -26,12 +26,13 @@ from typing import Any, Generic, TypeVar
 from data_prep.ledger import KEYS_SUFFIX, LEDGERS_DIR
 from data_prep.tars import read_tar, write_tar
 from imprint.core.errors import InputError
-from imprint.core.files import compute_digest, publish_dir, write_json_atomic
+from imprint.core.files import publish_dir, write_json_atomic
+from imprint.core.keys import compute_key
+from imprint.core.params import Section
 from imprint.core.progress import show_progress
 from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_records, save_records
-from imprint.core.stage import StageRun, compute_code_digest
+from imprint.core.stage import StageRun
 
-RUN_ONLY_KEYS = ("workers", "max_rejected_share")  # params that do not touch a clip's product
 MAX_WORKERS_VARIABLE = "IMPRINT_MAX_WORKERS"  # a limit for `workers`, where others use this machine too
 Row = TypeVar("Row", FrameRecord, MaskRecord)
 
@@ -56,10 +57,9 @@ class Job(Generic[Row]):
     argument: object
 
 
-def compute_product_key(run: StageRun, content: str, code: Sequence[str]) -> str:
-    """Key of one clip's product from the clip's content digest, the stage's params and its code."""
-    params = {key: value for key, value in run.params.items() if key not in RUN_ONLY_KEYS}
-    return compute_digest(json.dumps([run.name, content, params, compute_code_digest(code)], sort_keys=True))[:32]
+def compute_product_key(stage: str, section: Section, *, content: str, module: str) -> str:
+    """Key of one clip's product from the clip's content digest, the stage's settings and its code."""
+    return compute_key(stage, section, inputs={"clip": content}, module=module)[:32]
 
 
 def parse_chunk(text: str) -> tuple[int, int]:

@@ -45,9 +45,13 @@ def unpack(archive: Path, target: Path) -> int:
                 with source, path.open("wb") as file:
                     shutil.copyfileobj(source, file)
             staged.chmod(0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(staged, target)
+            if target.exists():  # it steps aside whole: a kill leaves the one beside the other
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+                os.replace(target, old)
+                os.replace(staged, target)
+                shutil.rmtree(old)
+            else:
+                os.replace(staged, target)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from flows.measurements import attach_evaluation
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest
-from imprint.core.stage import PACKAGES_ROOT, read_dvc_digests
+from imprint.core.keys import PACKAGES_ROOT
+from imprint.core.stage import read_dvc_digests
 from imprint.inference.registered import REGISTERING
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
 from imprint.tracking.store import open_store, resolve_tracking_uri

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,18 +98,26 @@ def read_models(root: Path) -> Models:
 
 
 def measure_bytes(path: Path) -> int | None:
-    """Size of all files below a folder; None if there is none."""
+    """Size of all files below a folder that can be seen; None if there is none."""
     if not path.is_dir():
         return None
     total, waiting = 0, [str(path)]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 else:
-                    total += entry.stat(follow_symlinks=False).st_size
+                    total += _measure_file(entry)
     return total
+
+
+def _measure_file(entry: os.DirEntry) -> int:
+    """Bytes; none of a file that has gone meanwhile: others are at work while the screen is made."""
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _read_registry(client: MlflowClient, root: Path) -> Models:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ import yaml
 
 from imprint.core import files, records, stage
 from imprint.core.errors import InputError
-from imprint.core.params import Evaluate, load_params
+from imprint.core.params import load_params
 from imprint.core.stage import StageRun, claim_work_dir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +52,52 @@ def test_publish_dir_replaces_what_stood_there(tmp_path: Path) -> None:
     files.publish_dir(tmp_path / "work", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]
+
+
+def publish_and_die(folder: Path, call: int) -> int:
+    """In a child: publish `work` as `out`, and be gone just before the `call`-th change to a name. Its exit code."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    calls = itertools.count()
+    for module, name in ((os, "replace"), (os, "rename"), (os, "rmdir"), (os, "unlink"), (shutil, "rmtree")):
+        do = getattr(module, name)
+
+        def count(*args: object, do=do, **options: object) -> object:
+            return os._exit(9) if next(calls) == call else do(*args, **options)
+
+        setattr(module, name, count)
+    files.publish_dir(folder / "work", folder / "out")
+    os._exit(0)
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "without an exchange"])
+def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    files._libc.cache_clear()
+    for call in range(20):
+        folder = tmp_path / str(call)
+        for name in ("work", "out"):
+            for part in ("a", "b"):
+                files.write_bytes_atomic(folder / name / part, name.encode())
+        ended = publish_and_die(folder, call)
+        found = [
+            {path.read_text() for path in place.iterdir()}
+            for place in (folder / "out", folder / ".out.old")
+            if place.is_dir()
+        ]
+        assert {"work"} in found or {"out"} in found, f"killed before change {call}"
+        if sys.platform == "linux":
+            assert len(list((folder / "out").iterdir())) == 2
+        if ended == 0:
+            break
+        files.publish_dir(folder / "work", folder / "out")
+        assert {path.read_text() for path in (folder / "out").iterdir()} == {"work"}
+    assert ended == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["out", "work"]
+    files._libc.cache_clear()
 
 
 def test_path_digest_sees_names_and_contents_but_no_caches(tmp_path: Path) -> None:
@@ -160,29 +208,6 @@ def test_overlay_typos_and_unreadable_params_are_input_errors(tmp_path: Path) ->
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="no valid YAML"):
         load_params(tmp_path / "broken.yaml")
-
-
-def test_a_stages_key_follows_its_params_inputs_and_code(tmp_path: Path) -> None:
-    section = load_params(ROOT / "params.yaml").evaluate
-    (tmp_path / "in.txt").write_text("1")
-
-    def open_key(params: Evaluate = section, code: tuple[str, ...] = ("imprint.core",)) -> str:
-        return stage.open_stage("evaluate", params, [Path("in.txt")], code, tmp_path).key
-
-    first = open_key()
-    assert open_key() == first
-    keys = {first, open_key(params=section.model_copy(update={"seed": 5})), open_key(code=("imprint.core.pixels",))}
-    (tmp_path / "in.txt").write_text("2")
-    assert len(keys | {open_key()}) == 4
-    with pytest.raises(InputError, match="absent is missing"):
-        stage.open_stage("evaluate", section, [Path("absent")], [], tmp_path)
-
-
-def test_dvc_digests_are_used_where_the_lock_has_them(tmp_path: Path) -> None:
-    (tmp_path / "out.txt").write_text("1")
-    lock = {"stages": {"make": {"outs": [{"path": "out.txt", "md5": "abc"}]}}}
-    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
-    assert stage.compute_input_digest(Path("out.txt"), tmp_path) == "abc"
 
 
 def test_run_command_turns_input_errors_into_one_line_and_exit_code_2(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import shutil
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from imprint.data import (
     select_pairs,
     spread_pairs,
 )
+from imprint.data.cache import get_process_cache, limit_cache_bytes, share_budget
 from imprint.data.draws import draw_sample
 from tests.synthetic import CLIPS, VIEWS_PER_CLIP, draw_frame
 
@@ -71,15 +74,69 @@ def test_views_come_back_as_they_were_packed(reader: ShardReader) -> None:
 
 
 def test_cache_stays_within_its_bound_and_is_not_copied(synthetic_shards: Path) -> None:
-    whole = ShardReader(synthetic_shards)
+    whole = ShardReader(synthetic_shards, cache_bytes=1 << 30)
     num_bytes = whole.read_pair(whole.pairs[0])[0].num_bytes
     small = ShardReader(synthetic_shards, cache_bytes=2 * num_bytes)
     for pair in small.pairs:
         for mine, other in zip(small.read_pair(pair), whole.read_pair(pair), strict=True):
             assert np.array_equal(mine.scene, other.scene)
-    assert small._cached_bytes <= 2 * num_bytes
-    assert len(whole._cache) == sum(map(len, CLIPS.values())) * VIEWS_PER_CLIP
-    assert len(pickle.dumps(whole)) < len(whole._cache) * num_bytes / 10
+    assert 0 < small.cache.num_bytes <= 2 * num_bytes
+    assert whole.cache.num_bytes == sum(map(len, CLIPS.values())) * VIEWS_PER_CLIP * num_bytes
+    assert len(pickle.dumps(whole)) < whole.cache.num_bytes / 10
+
+
+def read_all(reader: ShardReader) -> int:
+    for pair in reader.pairs:
+        reader.read_pair(pair)
+    return reader.cache.num_bytes
+
+
+def test_all_readers_of_a_process_share_one_budget(synthetic_shards: Path) -> None:
+    """And one that is gone keeps nothing."""
+    gc.collect()
+    first = ShardReader(synthetic_shards)
+    before = first.cache.num_bytes
+    alone = read_all(first) - before
+    copies = [pickle.loads(pickle.dumps(first)) for _ in range(2)]
+    assert [read_all(copy) - before for copy in copies] == [2 * alone, 3 * alone]
+    try:
+        share_budget(limit_cache_bytes() // alone)  # room for one of them
+        assert first.cache.num_bytes <= 2 * alone
+        assert all(read_all(reader) <= 2 * alone for reader in (first, *copies))
+    finally:
+        share_budget(1)
+    kept = first.cache.num_bytes
+    del copies
+    gc.collect()
+    assert first.cache.num_bytes < kept
+
+
+@dataclass(frozen=True)
+class Budget:
+    """In the place of a batch: what the process may keep that built it."""
+
+    max_bytes: torch.Tensor
+
+
+def tell_budget(draw: object, *views: object) -> Any:
+    return Budget(torch.tensor([get_process_cache()._max_bytes]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_loader_and_its_workers_share_one_budget(
+    num_workers: int, reader: ShardReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    pairs = select_pairs(reader, ["video", "single"], split="train")
+    dataset = PairDataset(reader, pairs, MIXTURE, tell_budget, 0)
+    shares = BatchShares(batch_size=4, num_processes=4)
+    try:
+        batches = load_batches(dataset, start_step=0, num_steps=3, shares=shares, num_workers=num_workers)
+        told = [int(batch.max_bytes) for batch in batches]
+        mine = get_process_cache()._max_bytes
+    finally:
+        share_budget(1)
+    assert {mine, *told} == {limit_cache_bytes() // (2 * (num_workers + 1))}
 
 
 def test_a_view_that_is_missing_or_damaged_is_named(synthetic_shards: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from flows.gate import Candidate, Measurement, decide, load_rules
+from flows.measurements import load_measurement
 from imprint.cli import app
+from imprint.core import files
 from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS
 from imprint.core.params import Evaluate, load_params
@@ -343,6 +347,30 @@ def test_curves_are_drawn_to_scale_and_missing_logs_are_none(tmp_path: Path) -> 
     assert x_end - x_half == pytest.approx((x_end - 46) / 2, abs=0.1)
     assert y_top == pytest.approx(8.0)
     assert y_half == pytest.approx((8 + 190 - 26) / 2, abs=0.1)
+
+
+def test_the_gate_sees_every_pixel_that_the_evaluation_has_counted(
+    tmp_path: Path, metrics: dict, rows: list[summary.Row], shown: Shown
+) -> None:
+    """13 of 512 x 512 pixels of one composite are 0.00005: more than nothing."""
+    share = 13 / 512**2
+    changed = [
+        replace(row, values=row.values | {"outside_changed": share * (number == 0)}) for number, row in enumerate(rows)
+    ]
+    options = {"rows": changed, "shown": shown, "grid_rows": 1}
+    write_report(tmp_path, metrics, curves={"pretrain_encoder": {}, "train_compositor": {}}, **options)
+    files.write_json_atomic(tmp_path / "evaluation.json", metrics)
+    read = load_measurement(tmp_path / "evaluation.json", tmp_path / "cases.csv").values
+    for name in ("object_psnr_db", "outside_changed"):
+        ours = {
+            (row.case, f"{row.view_change} {row.level}"): row.values[name] for row in changed if row.method == "ours"
+        }
+        assert read[name] == {cell: value for cell, value in ours.items() if value is not None}
+    rules = load_rules(ROOT)
+    candidate = Candidate("1", "digest", Measurement("protocol", read))
+    decision = decide(None, candidate, rules)
+    assert (decision.promote, decision.reason) == (False, "limit")
+    assert "outside_changed" in decision.explanation
 
 
 def test_the_report_stands_alone_and_is_the_same_every_time(

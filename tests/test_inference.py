@@ -101,6 +101,19 @@ def test_only_the_hole_changes_and_the_size_stays(compositor: Compositor, size_h
     assert changed[request.hole].mean() > 0.9
 
 
+def test_a_pixel_that_changed_outside_is_told_without_asserts_too() -> None:
+    code = (
+        "import numpy as np; from imprint.core.prepare import check_outside\n"
+        "hole = np.zeros((4, 4), bool); hole[1:3, 1:3] = True\n"
+        "before = np.zeros((4, 4, 3), np.uint8); after = before.copy()\n"
+        "after[1, 1] = 9; check_outside(after, before, hole)\n"
+        "after[0, 0, 2] = 1; check_outside(after, before, hole)"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("RuntimeError: 1 pixels outside the hole changed")
+
+
 def test_a_result_depends_on_its_request_and_not_on_its_batch(compositor: Compositor) -> None:
     requests = [build_request(80, 100, Box(20, 20 + 10 * seed, 60, 60 + 10 * seed), seed=seed) for seed in range(3)]
     together = compositor.composite_batch(requests, **SETTINGS)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.source_tree import ROOT, find_imports, load_modules
+from imprint.core.keys import find_imports
+from tests.source_tree import ROOT, load_modules
 
 # Layer => what it may import. Rows of `imprint` from the bottom up; packages in one row may meet, in one direction.
 ROWS = (

@@ -201,6 +201,35 @@ def test_half_precision_halves_the_files_and_is_checked_on_loading(model: Imprin
     assert model.unet.conv_in.weight.dtype == torch.float32, "the model itself stays as it was"
 
 
+class _Trap:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_part_that_is_only_there_as_a_pickle_is_never_opened(
+    model: ImprintModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where torch's own guard against pickled code is switched off."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for part, stem, pickled in (
+        ("backbone", "model", "pytorch_model.bin"),
+        ("unet", "diffusion_pytorch_model", "diffusion_pytorch_model.bin"),
+        ("adapter", "diffusion_pytorch_model", "diffusion_pytorch_model.bin"),
+    ):
+        folder = tmp_path / part
+        save_model(model, folder, stage="test", extra={})
+        (folder / part / f"{stem}.safetensors").unlink()
+        torch.save({"x": _Trap(tmp_path / "sprung")}, folder / part / pickled)
+        with pytest.raises(InputError, match=f"{part} cannot be read"):
+            load_model(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_what_does_not_fit_is_refused_in_one_line(model: ImprintModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no model"):
         load_model(tmp_path)

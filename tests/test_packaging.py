@@ -8,7 +8,8 @@ import re
 import sys
 import tomllib
 
-from tests.source_tree import PACKAGES, ROOT, load_modules
+from imprint.core.keys import PACKAGES
+from tests.source_tree import ROOT, load_modules
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]

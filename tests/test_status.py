@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -99,6 +100,27 @@ def test_sizes_count_files_once_and_follow_no_links(tmp_path: Path) -> None:
     links = (tmp_path / "a" / "link").lstat().st_size
     assert measure_bytes(tmp_path / "a") == 12 + links
     assert measure_bytes(tmp_path / "c") is None
+
+
+def test_what_goes_while_it_is_measured_counts_nothing(tmp_path: Path) -> None:
+    """Trainings remove checkpoints, and stages their scratch folders, at any moment."""
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            for number in range(8):
+                (tmp_path / "work" / str(number) / "deep").mkdir(parents=True)
+                (tmp_path / "work" / str(number) / "deep" / "file").write_bytes(b"1")
+            shutil.rmtree(tmp_path / "work")
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        sizes = [measure_bytes(tmp_path / "work") for _ in range(3000)]
+    finally:
+        is_over.set()
+        other.join()
+    assert all(size is None or 0 <= size <= 8 for size in sizes)
 
 
 # --- Prefect --------------------------------------------------------------------------------------------------------

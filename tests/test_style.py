@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from tests.source_tree import find_path, load_modules
+from imprint.core.keys import find_path
+from tests.source_tree import load_modules
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400

@@ -150,6 +150,17 @@ def test_products_are_whole_and_name_what_they_are(project: Path) -> None:
     assert list(project.glob("work/pretrain_encoder/*/samples/step-000006.png"))
 
 
+def test_a_run_only_setting_does_not_start_a_finished_training_anew(project: Path, params: Params) -> None:
+    """It is published at once, with the curve that it was trained with; `max_steps` makes it another training."""
+    expected = compute_path_digest(project / OUTS["pretrain_encoder"])
+    shutil.rmtree(project / OUTS["pretrain_encoder"])
+    before = set(project.glob("work/pretrain_encoder/*"))
+    changes = {"log_every_steps": 1, "keep_checkpoints": 5, "validate_every_steps": 1, "checkpoint_every_steps": 1}
+    run_pretrain_encoder(change(params, pretrain_encoder=changes), project)
+    assert compute_path_digest(project / OUTS["pretrain_encoder"]) == expected
+    assert set(project.glob("work/pretrain_encoder/*")) == before
+
+
 def test_sources_of_start_models_are_joined_and_unknown_licences_said(project: Path, tmp_path: Path) -> None:
     other = {"source": "videos", "licence": "CC-BY-4.0", "items": 3}
     trained = list_sources(project / "models" / "encoder", "models/encoder")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import resource
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from imprint.training.optimizer import (
     averaged_weights,
     build_optimizer,
     compute_ema_decay,
+    compute_expected_steps,
     compute_rate_factor,
     set_rates,
     update_ema,
@@ -91,6 +94,24 @@ def test_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert rates == {name: rate / 2 for name, rate in section.learning_rate.model_dump().items()}
 
 
+def test_the_rate_ends_at_zero_and_without_a_jump_where_the_time_ends_first() -> None:
+    """No limit, or one that lets the steps end first, leaves the rate as it was, bit for bit."""
+    plain = [compute_rate_factor(step, warmup_steps=10, max_steps=110) for step in range(111)]
+    ample = [compute_rate_factor(step, warmup_steps=10, max_steps=110, time_share=step / 300) for step in range(111)]
+    assert ample[20:] == plain[20:]
+    short = [compute_rate_factor(step, warmup_steps=10, max_steps=1000, time_share=step / 50) for step in range(51)]
+    assert short[50] == pytest.approx(0.0)
+    assert short[25] == pytest.approx(0.5)
+    assert max(abs(after - before) for before, after in itertools.pairwise(short)) < 0.11
+    assert compute_rate_factor(3, warmup_steps=0, max_steps=10, time_share=0.9) < 0.03
+
+
+def test_the_averages_half_life_follows_the_end_that_comes_first() -> None:
+    assert compute_expected_steps(30, max_steps=1000, time_share=0.0) == 1000
+    assert compute_expected_steps(30, max_steps=1000, time_share=0.03) == 1000
+    assert compute_expected_steps(30, max_steps=1000, time_share=0.1) == pytest.approx(300)
+
+
 def test_ema_is_the_recurrence_with_a_half_life_in_shares_of_the_run() -> None:
     assert compute_ema_decay(10_000, halflife_share=0.05, max_steps=1000) == pytest.approx(0.5 ** (1 / 50))
     assert compute_ema_decay(1, halflife_share=0.5, max_steps=1000) == pytest.approx(2 / 11)
@@ -149,6 +170,76 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
     for step in range(2, 4):
         take_step(other_model, other.optimizer, step)
     assert compute_weights_digest(other_model) == compute_weights_digest(model)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_restored_is_what_the_optimizer_said(fused: bool, tmp_path: Path) -> None:
+    """Each tensor with its own count of steps and memory format; a parameter without a gradient has nothing."""
+    model, other = (torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(2, 2)) for _ in range(2))
+    states = []
+    for part in (model, other):
+        part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        states.append(build_state(part, torch.optim.AdamW(part.parameters(), lr=0.1, fused=fused)))
+    state, restored = states
+    state.step = 7  # the run's: this optimizer has taken one step
+    model[0](torch.randn(1, 3, 8, 8)).sum().backward()
+    state.optimizer.step()
+    save_state(state, tmp_path, keep=1)
+    assert load_state(restored, tmp_path)
+    before, after = (one.optimizer.state_dict() for one in states)
+    assert after["param_groups"] == before["param_groups"]
+    assert list(after["state"]) == list(before["state"]) == [0, 1]
+    for index, kept in before["state"].items():
+        assert sorted(kept) == sorted(after["state"][index])
+        for key, value in kept.items():
+            found = after["state"][index][key]
+            assert torch.equal(found, value), key
+            assert (found.dtype, found.device, found.stride()) == (value.dtype, value.device, value.stride()), key
+
+
+def test_a_fused_optimizer_gets_its_count_of_steps_where_its_parameters_are(tmp_path: Path) -> None:
+    """As torch's kernel demands it; `meta` stands for a GPU here."""
+    model, state = build_small_state(0)
+    take_step(model, state.optimizer, 0)
+    state.step = 1
+    save_state(state, tmp_path, keep=1)
+    with torch.device("meta"):
+        elsewhere = torch.nn.Linear(4, 4)
+    restored = build_state(elsewhere, torch.optim.AdamW(elsewhere.parameters(), fused=True))
+    assert load_state(restored, tmp_path)
+    places = {value.device.type for kept in restored.optimizer.state.values() for value in kept.values()}
+    assert places == {"meta"}
+    unfused = build_state(elsewhere, torch.optim.AdamW(elsewhere.parameters(), fused=False))
+    assert load_state(unfused, tmp_path)
+    kept = unfused.optimizer.state[elsewhere.weight]
+    assert (kept["step"].device.type, kept["exp_avg"].device.type) == ("cpu", "meta")
+
+
+def test_numbers_beside_the_tensors_survive(tmp_path: Path) -> None:
+    """An 8-bit optimizer counts its steps as a plain number and has tensors of other types and shapes."""
+    model, state = build_small_state(0)
+    kept = {"step": 3, "state1": torch.arange(16, dtype=torch.uint8).view(4, 4), "absmax1": torch.ones(1)}
+    state.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state.optimizer.state[model.weight] = kept
+    save_state(state, tmp_path, keep=1)
+    other_model, other = build_small_state(1)
+    other.optimizer = torch.optim.SGD(other_model.parameters(), lr=0.1)
+    assert load_state(other, tmp_path)
+    found = other.optimizer.state[other_model.weight]
+    assert found["step"] == 3
+    assert sorted(found) == sorted(kept)
+    assert list(other.optimizer.state) == [other_model.weight]
+
+
+def test_a_checkpoint_of_the_earlier_format_is_refused_not_passed_over(tmp_path: Path) -> None:
+    _, state = build_small_state(0)
+    save_state(state, tmp_path, keep=1)
+    path = tmp_path / "step-00000000.json"
+    values = json.loads(path.read_text())
+    del values["format_version"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"step-00000000.json has format 1, not 2; .* delete"):
+        load_state(state, tmp_path)
 
 
 def test_the_last_two_checkpoints_are_kept_and_damaged_ones_skipped(tmp_path: Path, capsys) -> None:

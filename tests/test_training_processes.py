@@ -21,7 +21,9 @@ from imprint.tracking import start_run
 from imprint.tracking.store import open_store
 from imprint.training.augment import augment_reference
 from imprint.training.launch import launch, run_in_processes
+from imprint.training.loop import find_ema_decay, find_rate_factor
 from imprint.training.processes import build_accelerator, share_batches
+from imprint.training.state import build_state
 from tests.two_processes import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,6 +168,21 @@ def test_max_hours_end_a_training_at_a_step(folder: Path) -> None:
     assert state.step == 1
     assert state.history[-1]["step"] == 1
     assert state.elapsed_s > 1e-9 * 3600
+
+
+def test_the_schedule_follows_the_clock_of_max_hours(folder: Path) -> None:
+    """From the state alone, so that a resumed run takes its first step at the rate that it was stopped at."""
+    params = write_params(folder, max_hours=2.0, max_steps=1000, ema_halflife_share=0.01).train_compositor
+    model = torch.nn.Linear(2, 2)
+    state = build_state(model, torch.optim.AdamW(model.parameters()))
+    rates, decays = [], []
+    for state.step, state.elapsed_s in ((2, 0.0), (200, 3600.0), (600, 3600.0), (300, 7200.0)):
+        rates.append(find_rate_factor(state, params))
+        decays.append(find_ema_decay(state, params))
+    assert rates[:2] == pytest.approx([1.0, 0.5], abs=1e-4)
+    assert rates[2] < 0.36  # here the steps are ahead
+    assert rates[3] == pytest.approx(0.0)
+    assert decays[1] == pytest.approx(0.5 ** (1 / (400 * params.ema_halflife_share)))
 
 
 @pytest.mark.drill

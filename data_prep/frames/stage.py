@@ -28,14 +28,6 @@ from imprint.core.pixels import encode_image
 from imprint.core.records import ClipRecord, FrameRecord, Rejection, load_records
 from imprint.core.stage import open_stage
 
-CODE = (
-    "data_prep.frames",
-    "data_prep.fanout",
-    "data_prep.ledger",
-    "data_prep.positions",
-    "data_prep.tars",
-    "imprint.core",
-)
 CLIPS = Path("data/clips.parquet")
 OUT = Path("data/frames")
 
@@ -58,13 +50,13 @@ def run_extract_frames(
     readers: tried in turn for each clip; this machine's by default.
     """
     section, share = params.extract_frames, parse_chunk(chunk) if chunk else None
-    run = open_stage(STAGE, section, [CLIPS], CODE, root)
+    run = open_stage(STAGE, section, [CLIPS], __name__, root)
     clips = load_records(root / CLIPS, ClipRecord)
     chosen = readers or get_readers()
     jobs = [
         Job(
             clip_id=clip.clip_id,
-            folder=run.clips_dir / compute_product_key(run, clip.clip_id, CODE),
+            folder=run.clips_dir / compute_product_key(STAGE, section, content=clip.clip_id, module=__name__),
             kind=FrameRecord,
             make=extract_clip,
             argument=ClipJob(clip, root, section, chosen),

@@ -35,14 +35,6 @@ from imprint.core.stage import open_stage
 from imprint.segmentation import build_follower, build_separator, build_session
 
 STAGE = "segment_objects"
-CODE = (
-    "data_prep.masks",
-    "data_prep.fanout",
-    "data_prep.ledger",
-    "data_prep.tars",
-    "imprint.core",
-    "imprint.segmentation",
-)
 CLIPS, FRAMES = Path("data/clips.parquet"), Path("data/frames")
 OUT = Path("data/masks")
 MAX_TOLD_BOXES = 3  # per frame and reason: noise has many
@@ -62,7 +54,7 @@ class ClipJob:
 def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | None = None) -> None:
     """Write `data/masks/` and the ledger; with `chunk` (`i/n`) only make the products of that share of the clips."""
     section, share = params.segment_objects, parse_chunk(chunk) if chunk else None
-    run = open_stage(STAGE, section, [CLIPS, FRAMES, *list_weights_folders(section)], CODE, root)
+    run = open_stage(STAGE, section, [CLIPS, FRAMES, *list_weights_folders(section)], __name__, root)
     records = {clip.clip_id: clip for clip in load_records(root / CLIPS, ClipRecord)}
     clips = group_by_clip(load_records(root / FRAMES / "index.parquet", FrameRecord))
     model = compute_file_digest(Path(section.model)) if os.path.isfile(section.model) else section.model
@@ -71,7 +63,7 @@ def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | 
     for clip_id, frames in clips.items():
         tar, clip = root / FRAMES / f"{clip_id}.tar", records[clip_id]
         content = compute_digest(f"{compute_file_digest(tar)} {frames} {model} {weights} {clip.order}")
-        folder = run.clips_dir / compute_product_key(run, content, CODE)
+        folder = run.clips_dir / compute_product_key(STAGE, section, content=content, module=__name__)
         jobs.append(Job(clip_id, folder, MaskRecord, segment_clip, ClipJob(clip, frames, tar, section)))
     restore_products(jobs, STAGE, OUT, root)
     check_models(section, [records[job.clip_id] for job in jobs if not job.folder.is_dir()])

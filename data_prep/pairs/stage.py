@@ -30,7 +30,6 @@ from imprint.core.records import (
 )
 from imprint.core.stage import open_stage
 
-CODE = ("data_prep.pairs", "data_prep.decisions", "data_prep.ledger", "data_prep.tars", "imprint.core")
 CLIPS, FRAMES, MASKS, OUT = (
     Path("data/clips.parquet"),
     Path("data/frames"),
@@ -43,7 +42,7 @@ SPLITS_FILE = Path("data/ledgers/mine_pairs.splits.json")  # clusters, links, co
 def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
     """Write `data/pairs.parquet`, the splits and the ledger. `InputError` if a split has too few clips or pairs."""
     section = params.mine_pairs
-    open_stage(STAGE, section, [CLIPS, FRAMES, MASKS], CODE, root)
+    open_stage(STAGE, section, [CLIPS, FRAMES, MASKS], __name__, root)
     orders: dict[str, Order] = {clip.clip_id: clip.order for clip in load_records(root / CLIPS, ClipRecord)}
     frames: dict[str, dict[int, FrameRecord]] = {}
     for frame in load_records(root / FRAMES / "index.parquet", FrameRecord):

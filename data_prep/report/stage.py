@@ -26,7 +26,6 @@ from imprint.core.params import Params, ReportData
 from imprint.core.stage import open_stage
 
 REPORT = Path("reports/data")
-CODE = ("data_prep.report", "data_prep.decisions", "data_prep.gallery", "data_prep.tars", "imprint.core")
 
 
 def run_report_data(params: Params, root: Path = Path(".")) -> None:
@@ -34,7 +33,7 @@ def run_report_data(params: Params, root: Path = Path(".")) -> None:
     section = params.report_data
     inputs = [CLIPS, FRAMES, MASKS, PAIRS, *LEDGERS, SPLITS_RECORD, SHARDS]
     run = open_stage(
-        "report_data", section, [path for path in [*inputs, DECISIONS] if (root / path).exists()], CODE, root
+        "report_data", section, [path for path in [*inputs, DECISIONS] if (root / path).exists()], __name__, root
     )
     data = load_data_set(root)
     metrics = compute_metrics(data)

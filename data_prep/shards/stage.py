@@ -19,7 +19,6 @@ from imprint.core.records import ClipRecord, PairRecord, ViewRecord, load_record
 from imprint.core.stage import open_stage
 
 STAGE = "pack_shards"
-CODE = ("data_prep.shards", "data_prep.tars", "imprint.core")
 CLIPS, PAIRS, OUT = Path("data/clips.parquet"), Path("data/pairs.parquet"), Path("data/shards")
 FRAMES, MASKS = Path("data/frames"), Path("data/masks")
 View = tuple[ViewKey, tuple[bytes, bytes, bytes]]
@@ -28,7 +27,7 @@ View = tuple[ViewKey, tuple[bytes, bytes, bytes]]
 def run_pack_shards(params: Params, root: Path = Path(".")) -> None:
     """Write `data/shards/`: `<split>-<n>.tar`, two indices, `licences.json`. Finished shards survive a kill."""
     section = params.pack_shards
-    run = open_stage(STAGE, section, [CLIPS, PAIRS, FRAMES, MASKS], CODE, root)
+    run = open_stage(STAGE, section, [CLIPS, PAIRS, FRAMES, MASKS], __name__, root)
     pairs = load_records(root / PAIRS, PairRecord)
     keys = list_views(pairs)
     shards, done = run.work_dir / "shards", run.work_dir / "done"

@@ -14,6 +14,7 @@ import torch
 from imprint.base.export import ROUNDS, export_base
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
+from imprint.core.keys import list_settings
 from imprint.core.params import Params
 from imprint.core.records import PairRecord, load_records
 from imprint.evaluation.world import WorldSettings, run_evaluate_world
@@ -52,7 +53,7 @@ def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: 
         _place_link(source, work / name)
     digest = compute_digest(json.dumps([compute_path_digest(path) for path in inputs.values()]))
     for name, run in STAGES.items():
-        digest = compute_digest(json.dumps([digest, name, getattr(params, name).model_dump(mode="json")]))
+        digest = compute_digest(json.dumps([digest, name, list_settings(getattr(params, name))]))
         record = work / "finished" / f"{name}.json"
         if record.is_file() and json.loads(record.read_text())["digest"] == digest:
             continue

@@ -20,6 +20,10 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+RUN_ONLY = "run-only"  # marks a field that says how a stage works, not what comes out of it (imprint.core.keys)
+RunOnlyCount = Annotated[int, Field(ge=1), RUN_ONLY]
+RunOnlyNatural = Annotated[int, Field(ge=0), RUN_ONLY]
+RunOnlyShare = Annotated[float, Field(ge=0.0, le=1.0), RUN_ONLY]
 PresetName = Literal["tiny", "base", "small", "sd15-tiny", "sd15", "sd15-lora"]
 
 
@@ -31,7 +35,7 @@ class Ingest(Section):
     source: str  # folder in one of the layouts of docs/data_format.md, or one video or picture file
     licence: str  # of what `licences.csv` in the source does not name; goes through to the shards
     min_frames: Count  # of a video or a sequence; sets of photos and single pictures may be smaller
-    max_rejected_share: Share
+    max_rejected_share: RunOnlyShare
 
 
 class ExtractFrames(Section):
@@ -43,8 +47,8 @@ class ExtractFrames(Section):
     cut_threshold: Positive  # PySceneDetect's content threshold
     deadline_s: Positive  # per clip and reader
     jpeg_quality: Annotated[int, Field(ge=50, le=100)]
-    workers: Natural  # processes; 0: one per core
-    max_rejected_share: Share
+    workers: RunOnlyNatural  # processes; 0: one per core
+    max_rejected_share: RunOnlyShare
 
 
 class Sam2(Section):
@@ -75,8 +79,8 @@ class SegmentObjects(Section):
     min_track_frames: Count
     touching: Touching
     batch_size: Count
-    workers: Natural
-    max_rejected_share: Share
+    workers: RunOnlyNatural
+    max_rejected_share: RunOnlyShare
 
 
 class NearDuplicates(Section):
@@ -103,7 +107,7 @@ class MinePairs(Section):
     split_share: dict[Literal["val", "test"], Share]
     min_clips_per_split: Natural
     min_pairs_per_split: Natural
-    max_rejected_share: Share
+    max_rejected_share: RunOnlyShare
 
 
 class PackShards(Section):
@@ -143,11 +147,13 @@ class Training(Section):
 
     seed: int
     threads: Count  # torch CPU threads; results are bitwise equal only for the same count
-    loader_workers: Natural  # of each process
+    loader_workers: RunOnlyNatural  # of each process
     processes: Natural  # on this machine; 0: one per GPU. Under torchrun those count that it has started
     cpu_precision: Literal["float32", "bfloat16"]  # the latter needs AVX512_BF16; a GPU always trains in bfloat16
     max_steps: Natural  # 0: the model that training starts from, as it is
-    max_hours: Annotated[float, Field(ge=0.0)]  # of training in all, resumed ones included; 0: no limit
+    max_hours: Annotated[
+        float, Field(ge=0.0)
+    ]  # of training in all, resumed ones too; rate and average follow what ends first; 0: no limit
     batch_size: Count  # of a step, of all processes together
     accumulate_steps: Count  # a process takes its share of the batch in so many parts
     gradient_checkpointing: bool  # U-Net and backbone compute twice and remember less
@@ -170,11 +176,11 @@ class Training(Section):
     flip_rate: Share  # reference and target mirrored together
     channel_swap_rate: Share  # colour channels permuted, in reference and target alike: objects of other colours
     colour_jitter: Share  # strength of colour and light changes of the reference (stage 2: of single pairs)
-    checkpoint_every_steps: Count
-    keep_checkpoints: Count  # the newest so many, and beside them the best by held-out loss
-    log_checkpoints_as_models: bool  # the averaged weights of each, in MLflow
-    log_every_steps: Count
-    validate_every_steps: Count
+    checkpoint_every_steps: RunOnlyCount
+    keep_checkpoints: RunOnlyCount  # the newest so many, and beside them the best by held-out loss
+    log_checkpoints_as_models: Annotated[bool, RUN_ONLY]  # the averaged weights of each, in MLflow
+    log_every_steps: RunOnlyCount
+    validate_every_steps: RunOnlyCount
     validation_pairs: Count
 
 

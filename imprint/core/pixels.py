@@ -90,7 +90,8 @@ def encode_image(image: np.ndarray, suffix: str = ".png", quality: int = 95) -> 
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR)
     options = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality], ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality]}
     ok, data = cv2.imencode(suffix, image, options.get(suffix, []))
-    assert ok, f"cv2 could not encode {suffix}"
+    if not ok:
+        raise ValueError(f"OpenCV could not encode {suffix}")
     return data.tobytes()
 
 

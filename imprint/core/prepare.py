@@ -103,6 +103,13 @@ def fill_hole(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return np.where(hole[..., None], np.uint8(MID_GREY), image)
 
 
+def check_outside(result: np.ndarray, background: np.ndarray, hole: np.ndarray) -> None:
+    """RuntimeError if a pixel outside `hole` is not the background's: what is promised is looked at, each time."""
+    changed = int((result != background).any(axis=-1)[~hole].sum())
+    if changed:
+        raise RuntimeError(f"{changed} pixels outside the hole changed")
+
+
 def paste_scene(background: np.ndarray, hole: np.ndarray, generated: np.ndarray, box: Box) -> np.ndarray:
     """Feathered composite of a generated scene crop into the background, at the background's own size.
 

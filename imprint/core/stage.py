@@ -1,14 +1,13 @@
-"""What every stage's command shares: its key and work folder, its inputs' digests, its errors.
+"""What every stage's command shares: its work folder and its errors.
 
-A run works in `work/<stage>/<key>/` and resumes only from there; the key is a digest of the stage's params section,
-its inputs and its code, so that a run with new parameters never meets the old run's checkpoints.
+A run works in `work/<stage>/<key>/` and resumes only from there; the key is a digest of what its result depends on
+(`imprint.core.keys`), so that a run with new parameters never meets the old run's checkpoints.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import sys
 import traceback
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
+from pydantic import BaseModel
 
 from imprint.core.errors import InputError
-from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
+from imprint.core.files import write_json_atomic
+from imprint.core.keys import compute_input_digests, compute_key
 
 ErrorKind = Literal["transient", "data", "config", "bug"]
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PACKAGES_ROOT = Path(__file__).resolve().parents[2]  # where imprint/ and data_prep/ lie
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class StageRun:
         return self.work_dir.parent / "clips"
 
 
-def open_stage(name: str, params: Any, inputs: Iterable[Path], code: Iterable[str], root: Path = Path(".")) -> StageRun:
-    """Compute the key and make the work folder. `params` is the stage's section, `code` the sub-packages it uses."""
+def open_stage(name: str, params: BaseModel, inputs: Iterable[Path], module: str, root: Path = Path(".")) -> StageRun:
+    """Compute the key and make the work folder. `params` is the stage's section, `module` the one that runs it."""
     section = params.model_dump(mode="json")
-    digests = {path.as_posix(): compute_input_digest(path, root) for path in inputs}
-    key = compute_digest(json.dumps([name, section, digests, compute_code_digest(code)], sort_keys=True))[:16]
+    digests = compute_input_digests(inputs, root)
+    key = compute_key(name, params, inputs=digests, module=module)[:16]
     work_dir = root / "work" / name / key
     work_dir.mkdir(parents=True, exist_ok=True)
     write_json_atomic(work_dir / "stage.json", {"name": name, "key": key, "params": section, "inputs": digests})
@@ -74,22 +74,6 @@ def claim_work_dir(run: StageRun) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def compute_code_digest(packages: Iterable[str]) -> str:
-    """Digest of the sources of dotted packages or modules (`imprint.core`, `data_prep.ledger`)."""
-    parts = []
-    for package in sorted(packages):
-        path = PACKAGES_ROOT.joinpath(*package.split("."))
-        parts.append(f"{package} {compute_path_digest(path if path.is_dir() else path.with_suffix('.py'))}")
-    return compute_digest("\n".join(parts))
-
-
-def compute_input_digest(path: Path, root: Path = Path(".")) -> str:
-    """DVC's own md5 of a path where `dvc.lock` records it and the path exists; else sha256 of the content."""
-    if not (root / path).exists():
-        raise InputError(f"{path} is missing; run `dvc repro` (or `dvc pull`) first")
-    return read_dvc_digests(root).get(path.as_posix()) or compute_path_digest(root / path)
 
 
 def read_dvc_digests(root: Path = Path(".")) -> dict[str, str]:

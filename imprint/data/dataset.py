@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 from torch.utils.data import DataLoader, Dataset
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from imprint.core.errors import InputError
 from imprint.core.records import PairKind, PairRecord
 from imprint.data.batches import Batch, collate
+from imprint.data.cache import count_local_processes, share_budget
 from imprint.data.draws import Draw, DrawRules, draw_sample
 from imprint.data.shards import ShardReader, View
 
@@ -61,15 +63,22 @@ def load_batches(
     dataset: PairDataset[Batch], *, start_step: int, num_steps: int, shares: BatchShares, num_workers: int
 ) -> Iterator[Batch]:
     """The batches of steps `start_step` to `num_steps` that are this process's: the same ones for any start and any
-    number of workers."""
+    number of workers. What is decoded and kept by this process, its workers and those beside it stays in one budget."""
+    num_sharing = count_local_processes(shares.num_processes) * (num_workers + 1)
+    share_budget(num_sharing)
     loader = DataLoader(
         dataset,
         batch_sampler=shares.list_parts(start_step, num_steps),  # pyright: ignore[reportArgumentType]
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=partial(_open_worker, num_sharing=num_sharing),
         multiprocessing_context="spawn" if num_workers else None,  # a fork after torch's threads may hang
     )
     return iter(loader)
+
+
+def _open_worker(_number: int, *, num_sharing: int) -> None:
+    share_budget(num_sharing)
 
 
 def build_fixed_batch(

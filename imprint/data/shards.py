@@ -1,10 +1,10 @@
-"""Views read from tar shards by byte offset, local or in a bucket, decoded once and kept in a bounded cache."""
+"""Views read from tar shards by byte offset, local or in a bucket, decoded once and kept within a budget."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
-from collections import OrderedDict
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, put_on_black
 from imprint.core.prepare import crop_object
 from imprint.core.records import PairRecord, ViewRecord, build_id, decode_records
+from imprint.data.cache import ViewCache, get_process_cache
 
-CACHE_BYTES = 4 << 30  # of decoded views, at most: about 30,000 at 128 px
-CACHE_SHARE = 0.25  # of the machine's memory, at most
+_OWNERS = itertools.count()  # each reader has a number of its own in its process
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,20 @@ class ShardReader:
         self.sources = self._load_sources()
         self._rows = {row.view_id: row for row in rows}
         self._indices: dict[tuple[str, int], list[int]] = {}  # sample indices by object, once they are asked for
-        self._cache: OrderedDict[str, View] = OrderedDict()
-        self._cached_bytes, self._cache_bytes = 0, limit_cache_bytes() if cache_bytes is None else cache_bytes
+        self._open_cache(cache_bytes)
+
+    def _open_cache(self, cache_bytes: int | None) -> None:
+        """The process's, or one of so many bytes that is this reader's alone."""
+        self._cache_bytes, self._owner = cache_bytes, next(_OWNERS)
+        self.cache = get_process_cache() if cache_bytes is None else ViewCache(cache_bytes)
+        weakref.finalize(self, self.cache.forget, self._owner)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_cache": OrderedDict(), "_cached_bytes": 0}
+        return {name: value for name, value in self.__dict__.items() if name not in ("cache", "_owner")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open_cache(state["_cache_bytes"])
 
     def read_pair(self, pair: PairRecord) -> tuple[View, View]:
         """Reference view, target view."""
@@ -77,16 +86,13 @@ class ShardReader:
     def read_view(self, pair: PairRecord, sample_index: int) -> View:
         """The view of the pair's object in a frame; `InputError` names one that is not packed or is damaged."""
         view_id = build_id(pair.clip_id, pair.track, sample_index)
-        if view_id in self._cache:
-            self._cache.move_to_end(view_id)
-            return self._cache[view_id]
+        kept = self.cache.get(self._owner, view_id)
+        if isinstance(kept, View):
+            return kept
         if view_id not in self._rows:
             raise InputError(f"pair {pair.pair_id}: its view {view_id} is not in {self.directory}; run `dvc repro`")
         view = self._decode(self._rows[view_id])
-        self._cache[view_id] = view
-        self._cached_bytes += view.num_bytes
-        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].num_bytes
+        self.cache.put(self._owner, view_id, view)
         return view
 
     def _decode(self, row: ViewRecord) -> View:
@@ -144,12 +150,6 @@ def read_remote(url: str, start: int = 0, end: int | None = None) -> bytes:
     except (ImportError, ValueError) as error:
         raise InputError(f"{url} cannot be read: {error}") from None
     return filesystem.cat_file(path, start=start, end=end)
-
-
-def limit_cache_bytes() -> int:
-    """How much a reader may keep of what it has decoded."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(CACHE_BYTES, int(CACHE_SHARE * memory_bytes))
 
 
 def view_alone(object_rgba: np.ndarray) -> View:

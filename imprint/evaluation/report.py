@@ -51,7 +51,7 @@ def write_report(
     save_strips(folder / "rows", trials, composites, pairs)
     save_image(folder / "grid.png", build_grid(trials, composites, pairs))
     save_image(folder / "composite.png", _choose_composite(shown))
-    _write_csv(folder / "cases.csv", [*_KEYS, *METRICS, *CHECKS], [_list_row(row) for row in rows])
+    _write_csv(folder / "cases.csv", [*_KEYS, *METRICS, *CHECKS], [_list_row(row) for row in rows], is_exact=True)
     for tree in TREES:
         _write_csv(folder / "plots" / f"{tree}.csv", ["composite", *METRICS], _list_means(metrics[tree]))
     for stage, losses in curves.items():
@@ -129,10 +129,12 @@ def _list_row(row: Row) -> list[str | float | None]:
     return [row.case, row.view_change, row.level, row.method, *(row.values[name] for name in (*METRICS, *CHECKS))]
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A missing value is an empty cell; numbers have four decimals, so that reruns write equal bytes."""
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]], *, is_exact: bool = False) -> None:
+    """A missing value is an empty cell. Numbers have four decimals, or, where they are judged by, all of them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])
+    write_number = repr if is_exact else "{:.4f}".format
+    for row in rows:
+        writer.writerow("" if v is None else write_number(float(v)) if isinstance(v, float) else v for v in row)
     write_bytes_atomic(path, text.getvalue().encode())

@@ -20,17 +20,6 @@ PRETRAINED = Path("models/pretrained")
 COMPOSITOR = Path("models/compositor")
 REPORT = Path("reports/evaluation")
 METRICS = Path("metrics/evaluation.json")
-CODE = (
-    "imprint.core",
-    "imprint.data",
-    "imprint.diffusion",
-    "imprint.evaluation",
-    "imprint.inference",
-    "imprint.appearance",
-    "imprint.models",
-    "imprint.segmentation",
-    "imprint.tracking",
-)
 
 
 def run_evaluate(params: Params, root: Path = Path(".")) -> None:
@@ -38,7 +27,7 @@ def run_evaluate(params: Params, root: Path = Path(".")) -> None:
     section = params.evaluate
     case_set = load_cases(root / section.cases, section.levels, section.max_cases)
     inputs = [Path(section.cases), SHARDS, PRETRAINED, COMPOSITOR]
-    run = open_stage("evaluate", section, inputs, CODE, root)
+    run = open_stage("evaluate", section, inputs, __name__, root)
     opened = {"stage": run.name, "key": run.key, "params": run.params, "inputs": run.inputs}
     with start_run(**opened, work_dir=run.work_dir, root=root) as tracker:
         shown, held_out = _run_models(section, case_set, run, root)

@@ -12,7 +12,6 @@ from imprint.evaluation.cases import load_cases
 from imprint.evaluation.curves import load_curves
 from imprint.evaluation.measuring import composite_cases, measure_cases
 from imprint.evaluation.report import write_report
-from imprint.evaluation.stage import CODE
 
 
 def evaluate_model(model: Path, section: Evaluate, *, out: Path, root: Path = Path(".")) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def evaluate_model(model: Path, section: Evaluate, *, out: Path, root: Path = Pa
     torch.set_num_threads(section.threads)
     case_set = load_cases(root / section.cases, section.levels, section.max_cases)
     digest = compute_path_digest(model)
-    run = open_stage(f"evaluate_version/{digest[:16]}", section, [Path(section.cases)], CODE, root)
+    run = open_stage(f"evaluate_version/{digest[:16]}", section, [Path(section.cases)], __name__, root)
     compositor = load_compositor(model.resolve().as_posix())
     shown = composite_cases(compositor, case_set, section, work_dir=run.work_dir)
     rows, metrics = measure_cases(shown, case_set, section, held_out={}, model=digest[:12])

@@ -13,7 +13,7 @@ from imprint.appearance import Fields, Rendering, build_grid, compute_behind
 from imprint.core.errors import InputError
 from imprint.core.masks import MASK_LEVELS, MaskLevel
 from imprint.core.pixels import from_model_range, put_on_black, to_model_range
-from imprint.core.prepare import SceneCrop, crop_object, crop_scene, list_object_crops, paste_scene
+from imprint.core.prepare import SceneCrop, check_outside, crop_object, crop_scene, list_object_crops, paste_scene
 from imprint.diffusion import build_generator, sample_composite
 from imprint.inference.inputs import DEFAULT_LEVEL, Mode, Request, check_hole, check_object
 from imprint.inference.native import (
@@ -258,13 +258,6 @@ def choose_mode(asked: Mode | None, sampling: Sampling) -> Mode:
     return asked or ("replace" if sampling.strength == 1.0 else "insert")
 
 
-def check_outside(result: np.ndarray, background: np.ndarray, hole: np.ndarray) -> None:
-    """`RuntimeError` if a pixel outside the hole has changed: a fault of ours that nobody should build on."""
-    outside = ~hole
-    if not np.array_equal(result[outside], background[outside]):
-        raise RuntimeError("pixels outside the hole changed; please report this with the pictures")
-
-
 def _crop(request: Request, size_px: int) -> SceneCrop:
     scene = crop_scene(request.background, request.hole, size_px)
     if not scene.hole.any():
@@ -289,5 +282,6 @@ def _encode_levels(levels: Sequence[MaskLevel | None], device: torch.device) -> 
     given = [level for level in levels if level is not None]
     if not given:
         return None
-    assert len(given) == len(levels), "a batch mixes requests with and without a mask level"
+    if len(given) < len(levels):
+        raise ValueError("a batch mixes requests with and without a mask level")
     return torch.tensor([MASK_LEVELS.index(level) for level in given], device=device)

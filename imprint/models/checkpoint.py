@@ -122,7 +122,7 @@ def load_part(model: ImprintModel | ObjectEncoder, part: str, directory: Path) -
     module = getattr(model, part)
     transformers_logging.disable_progress_bar()
     try:
-        weights = type(module).from_pretrained(path, local_files_only=True).state_dict()
+        weights = type(module).from_pretrained(path, local_files_only=True, use_safetensors=True).state_dict()
     except (OSError, SafetensorError):
         raise InputError(f"{path} cannot be read; delete {directory} and run `dvc repro`") from None
     try:

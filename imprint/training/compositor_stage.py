@@ -12,7 +12,7 @@ from imprint.data import ShardReader
 from imprint.models import ImprintModel, Preset, build_model, load_card, load_part
 from imprint.models.checkpoint import ENCODER_PARTS, check_digest, is_new_flow, load_preset
 from imprint.models.pretrained import load_base
-from imprint.training.pretrain_stage import CODE, FRESH, PUBLISHED, SHARDS, collect_sources
+from imprint.training.pretrain_stage import FRESH, PUBLISHED, SHARDS, collect_sources
 from imprint.training.session import publish_model, train_model, work_on
 from imprint.training.tasks import CompositingTask
 
@@ -27,7 +27,7 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
     """
     section = params.train_compositor
     start = [] if section.init_unet in (FRESH, PUBLISHED) else [Path(section.init_unet)]
-    run = open_stage(STAGE, section, [SHARDS, ENCODER, *start], CODE, root)
+    run = open_stage(STAGE, section, [SHARDS, ENCODER, *start], __name__, root)
     with work_on(run, root) as tracker:
         reader = ShardReader(root / SHARDS)
         model = build_start(root, seed=section.seed, init_unet=section.init_unet)

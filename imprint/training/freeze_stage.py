@@ -22,13 +22,12 @@ from imprint.models.checkpoint import ENCODER_PARTS
 from imprint.models.provenance import list_sources
 
 STAGE = "freeze_encoder"
-CODE = ("imprint.core", "imprint.data", "imprint.appearance", "imprint.models", "imprint.training")
 SHARDS, PRETRAINED, OUT = Path("data/shards"), Path("models/pretrained"), Path("models/encoder")
 
 
 def run_freeze_encoder(params: Params, root: Path = Path(".")) -> None:
     """Write `models/encoder`, after a check that what was written gives the trained encoder's tokens, bit for bit."""
-    run = open_stage(STAGE, params.freeze_encoder, [SHARDS, PRETRAINED], CODE, root)
+    run = open_stage(STAGE, params.freeze_encoder, [SHARDS, PRETRAINED], __name__, root)
     model = load_model(root / PRETRAINED)
     export = run.work_dir / "export"
     card = load_card(root / PRETRAINED)
@@ -44,7 +43,8 @@ def run_freeze_encoder(params: Params, root: Path = Path(".")) -> None:
     references = read_references(reader, pairs, preset=model.preset)
     with torch.inference_mode():
         same = torch.equal(model.encode_object(references), load_encoder(export).encode_object(references))
-    assert same, "the saved encoder gives other tokens than the trained one"
+    if not same:
+        raise RuntimeError("the saved encoder gives other tokens than the trained one")
     publish_dir(export, root / OUT)
 
 

@@ -24,7 +24,14 @@ from imprint.training.checkpoint_models import log_checkpoint
 from imprint.training.clock import Clock, measure_machine
 from imprint.training.interrupts import StopRequest, catch_signals
 from imprint.training.noising import Noising, draw_noising
-from imprint.training.optimizer import averaged_weights, compute_ema_decay, compute_rate_factor, set_rates, update_ema
+from imprint.training.optimizer import (
+    averaged_weights,
+    compute_ema_decay,
+    compute_expected_steps,
+    compute_rate_factor,
+    set_rates,
+    update_ema,
+)
 from imprint.training.precision import compute_in
 from imprint.training.processes import agree
 from imprint.training.state import TrainState, save_state
@@ -82,8 +89,7 @@ def run_step(
     False if a stop came before the last part: then nothing has changed.
     """
     params, num_parts = trainer.params, trainer.params.accumulate_steps
-    factor = compute_rate_factor(state.step, warmup_steps=params.warmup_steps, max_steps=params.max_steps)
-    set_rates(state.optimizer, factor)
+    set_rates(state.optimizer, find_rate_factor(state, params))
     loss, elapsed_s = 0.0, state.elapsed_s
     for part in range(1, num_parts + 1):
         batch = clock.fetch(batches)
@@ -98,8 +104,7 @@ def run_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.elapsed_s = elapsed_s
-    decay = compute_ema_decay(state.step, halflife_share=params.ema_halflife_share, max_steps=params.max_steps)
-    update_ema(state.ema, state.parameters, decay)
+    update_ema(state.ema, state.parameters, find_ema_decay(state, params))
     state.recent_losses.append(loss)
     return True
 
@@ -145,6 +150,30 @@ def check_finite(name: str, loss: float, norm: Tensor | None, *, step: int) -> N
         )
 
 
+def find_rate_factor(state: TrainState, params: Training) -> float:
+    """The coming step's share of the peak rates.
+
+    With `max_hours` it follows the clock where that is ahead of the steps, and so the machine's load: a resumed run
+    takes its first step with the rate that the checkpoint's time gives, as if it had never stopped.
+    """
+    share = compute_time_share(state, params)
+    return compute_rate_factor(
+        state.step, warmup_steps=params.warmup_steps, max_steps=params.max_steps, time_share=share
+    )
+
+
+def find_ema_decay(state: TrainState, params: Training) -> float:
+    """Of the finished step; the half-life is a share of the steps that the run will really have."""
+    share = compute_time_share(state, params)
+    num_steps = compute_expected_steps(state.step, max_steps=params.max_steps, time_share=share)
+    return compute_ema_decay(state.step, halflife_share=params.ema_halflife_share, max_steps=num_steps)
+
+
+def compute_time_share(state: TrainState, params: Training) -> float:
+    """How much of `max_hours` is gone; 0 without a limit."""
+    return state.elapsed_s / (params.max_hours * 3600) if params.max_hours else 0.0
+
+
 def is_finished(state: TrainState, params: Training) -> bool:
     """Whether the run has come to its end, by steps or by time."""
     return state.step >= params.max_steps or is_out_of_time(state, params)
@@ -152,7 +181,7 @@ def is_finished(state: TrainState, params: Training) -> bool:
 
 def is_out_of_time(state: TrainState, params: Training) -> bool:
     """Whether `max_hours` are over."""
-    return 0 < params.max_hours * 3600 <= state.elapsed_s
+    return compute_time_share(state, params) >= 1
 
 
 def is_due(every_steps: int, state: TrainState, params: Training) -> bool:

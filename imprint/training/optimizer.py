@@ -32,12 +32,17 @@ def build_optimizer(model: nn.Module, params: Training) -> torch.optim.Optimizer
     return AdamW8bit(groups, **settings)
 
 
-def compute_rate_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """Share of the peak rate at `step`: linear warm-up, then a cosine to zero at `max_steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(max_steps - warmup_steps, 1)
-    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+def compute_rate_factor(step: int, *, warmup_steps: int, max_steps: int, time_share: float = 0.0) -> float:
+    """Share of the peak rate at `step`: linear warm-up, and a cosine that is zero at the end, whichever comes first:
+    `max_steps`, or a `time_share` of 1 (of the time that is allowed, how much is gone; 0: there is no limit)."""
+    rise = min((step + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+    progress = max((step - warmup_steps) / max(max_steps - warmup_steps, 1), time_share)
+    return rise * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def compute_expected_steps(step: int, *, max_steps: int, time_share: float) -> float:
+    """After how many steps the run ends, going on as it went: `max_steps`, or fewer where the time ends first."""
+    return step / time_share if time_share * max_steps > step else max_steps
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -51,7 +56,7 @@ def get_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def compute_ema_decay(step: int, *, halflife_share: float, max_steps: int) -> float:
+def compute_ema_decay(step: int, *, halflife_share: float, max_steps: float) -> float:
     """Decay of the weights' average at `step` (from 1). The half-life is a share of the run's length, with a warm-up:
 
     a half-life near the run's length would make short runs look worse than they are.

@@ -21,15 +21,6 @@ from imprint.training.session import publish_model, train_model, work_on
 from imprint.training.tasks import IdentityTask
 
 STAGE = "pretrain_encoder"
-CODE = (
-    "imprint.core",
-    "imprint.data",
-    "imprint.diffusion",
-    "imprint.appearance",
-    "imprint.models",
-    "imprint.tracking",
-    "imprint.training",
-)
 SHARDS, OUT = Path("data/shards"), Path("models/pretrained")
 # what may be named in the place of a model's folder: random weights, and the pretrained ones that `weights` names
 FRESH, PUBLISHED = "checkpoints/fresh", "checkpoints/pretrained"
@@ -44,7 +35,7 @@ def run_pretrain_encoder(params: Params, root: Path = Path(".")) -> None:
     section = params.pretrain_encoder
     from_scratch = section.init == FRESH
     train_all = from_scratch or not section.freeze_unet_encoder
-    run = open_stage(STAGE, section, [SHARDS, *list_inputs(section, root)], CODE, root)
+    run = open_stage(STAGE, section, [SHARDS, *list_inputs(section, root)], __name__, root)
     with work_on(run, root) as tracker:
         model, weights = build_start(section, root)
         reader = ShardReader(root / SHARDS)

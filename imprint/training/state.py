@@ -17,7 +17,8 @@ from imprint.core.errors import InputError
 from imprint.core.files import compute_file_digest, replace_atomic, write_json_atomic
 from imprint.training.optimizer import get_trainable
 
-_MOMENTS = "moment/"
+FORMAT_VERSION = 2  # 1: the optimizer's moments as this module understood them, with the steps counted by the run
+_OPTIMIZER = "optimizer/"
 
 
 @dataclass
@@ -49,7 +50,9 @@ def save_state(state: TrainState, directory: Path, *, keep: int) -> None:
     """
     path = directory / f"step-{state.step:08d}.safetensors"
     values = {
+        "format_version": FORMAT_VERSION,
         "step": state.step,
+        "optimizer": _collect_scalars(state),
         "elapsed_s": state.elapsed_s,
         "history": state.history,
         "recent_losses": state.recent_losses,
@@ -68,7 +71,10 @@ def save_state(state: TrainState, directory: Path, *, keep: int) -> None:
 
 
 def load_state(state: TrainState, directory: Path, *, quiet: bool = False) -> bool:
-    """Restore the newest whole checkpoint into `state`, skip damaged ones with a warning. False if there is none."""
+    """Restore the newest whole checkpoint into `state`, skip damaged ones with a warning. False if there is none.
+
+    `InputError` for one of another format: it would be read wrong.
+    """
     for path in _list_checkpoints(directory):
         read = _read_checkpoint(path)
         if read is None:
@@ -76,7 +82,8 @@ def load_state(state: TrainState, directory: Path, *, quiet: bool = False) -> bo
                 print(f"warning: checkpoint {path} is damaged and is skipped", file=sys.stderr, flush=True)
             continue
         values, tensors = read
-        _restore_tensors(state, tensors, step=values["step"])
+        _check_format(values, path)
+        _restore_tensors(state, tensors, values["optimizer"])
         state.step, state.history = values["step"], values["history"]
         state.recent_losses, state.elapsed_s = values["recent_losses"], values["elapsed_s"]
         return True
@@ -95,6 +102,15 @@ def get_final_metrics(state: TrainState) -> dict[str, float]:
     for entry in state.history:
         final.update({name: value for name, value in entry.items() if name != "step"})
     return final
+
+
+def _check_format(values: dict[str, Any], path: Path) -> None:
+    found = values.get("format_version", 1)
+    if found != FORMAT_VERSION:
+        raise InputError(
+            f"checkpoint {path} has format {found}, not {FORMAT_VERSION}; finish the training with the version that "
+            f"wrote it, or delete {path.parent} to train from the start"
+        )
 
 
 def _remove_old(directory: Path, keep: int) -> None:
@@ -135,32 +151,55 @@ def _collect_tensors(state: TrainState) -> dict[str, Tensor]:
     for name, parameter in state.parameters.items():
         tensors[f"model/{name}"] = parameter
         tensors[f"ema/{name}"] = state.ema[name]
-        # a parameter that never had a gradient has no moments; which ones there are is the optimizer's affair
-        for moment, value in state.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and moment != "step":
-                tensors[f"{_MOMENTS}{moment}/{name}"] = value
+    for name, values in _read_optimizer(state).items():
+        tensors |= {f"{_OPTIMIZER}{key}/{name}": value for key, value in values.items() if isinstance(value, Tensor)}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def _collect_scalars(state: TrainState) -> dict[str, dict[str, Any]]:
+    """What the optimizer keeps of a parameter beside tensors."""
+    scalars = {
+        name: {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+        for name, values in _read_optimizer(state).items()
+    }
+    return {name: values for name, values in scalars.items() if values}
+
+
+def _read_optimizer(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Parameter's name => what the optimizer says it keeps of it; one that never had a gradient has nothing."""
+    kept = state.optimizer.state_dict()["state"]
+    return {name: kept[index] for index, name in _number_parameters(state).items() if index in kept}
+
+
+def _number_parameters(state: TrainState) -> dict[int, str]:
+    """The optimizer's number of a parameter => our name."""
+    names = {id(parameter): name for name, parameter in state.parameters.items()}
+    ordered = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    return {index: names[id(parameter)] for index, parameter in enumerate(ordered)}
+
+
 @torch.no_grad()
-def _restore_tensors(state: TrainState, tensors: dict[str, Tensor], *, step: int) -> None:
+def _restore_tensors(state: TrainState, tensors: dict[str, Tensor], scalars: dict[str, dict[str, Any]]) -> None:
     for name, parameter in state.parameters.items():
         parameter.copy_(tensors[f"model/{name}"])
         state.ema[name].copy_(tensors[f"ema/{name}"])
-        moments = _find_moments(tensors, name)
-        if moments:
-            restored = {key: _like(value, parameter) for key, value in moments.items()}
-            count = torch.tensor(float(step)) if isinstance(state.optimizer, torch.optim.AdamW) else step
-            state.optimizer.state[parameter] = {"step": count, **restored}
+    kept = {}
+    for index, name in _number_parameters(state).items():
+        parameter = state.parameters[name]
+        values = {key: _like(value, parameter) for key, value in _find_kept(tensors, name).items()}
+        if values := values | scalars.get(name, {}):
+            kept[index] = values
+    # the optimizer itself says on which device it wants each of them; its groups' settings are this run's
+    state.optimizer.load_state_dict({"state": kept, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 
-def _find_moments(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    parts = {key: key.removeprefix(_MOMENTS).partition("/") for key in tensors if key.startswith(_MOMENTS)}
-    return {moment: tensors[key] for key, (moment, _, owner) in parts.items() if owner == name}
+def _find_kept(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    parts = {key: key.removeprefix(_OPTIMIZER).partition("/") for key in tensors if key.startswith(_OPTIMIZER)}
+    return {kept: tensors[key] for key, (kept, _, owner) in parts.items() if owner == name}
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A moment as the optimizer had it: on the parameter's device, in its memory format where it has its shape."""
+    """A moment in the parameter's memory format, where it has its shape."""
     if value.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return value.to(parameter.device)
+        return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+    return value

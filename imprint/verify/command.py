@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from imprint.core.errors import InputError
+from imprint.core.keys import PACKAGES_ROOT
 from imprint.core.sources import list_weights
-from imprint.core.stage import PACKAGES_ROOT
 from imprint.doctor import describe_source, list_machine_rows
 from imprint.estimate.counting import build_meta_model
 from imprint.estimate.state import count_state

@@ -12,8 +12,8 @@ import yaml
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_bytes_atomic, write_json_atomic
+from imprint.core.keys import PACKAGES_ROOT
 from imprint.core.params import Params, load_params
-from imprint.core.stage import PACKAGES_ROOT
 from imprint.models import PRESETS, Preset
 from imprint.training.pretrain_stage import FRESH, PUBLISHED, choose_preset
 from imprint.verify.pairs import write_pairs

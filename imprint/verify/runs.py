@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from imprint.core.errors import InputError
-from imprint.core.stage import PACKAGES_ROOT
+from imprint.core.keys import PACKAGES_ROOT
 from imprint.verify.project import INPUTS, STEPS, STOP_AT, Project
 
 COMPOSITE_SEED = 0
