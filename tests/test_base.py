@@ -56,6 +56,7 @@ def write_object(folder: Path, seed: int) -> None:
             small[20:44, 18:46] = 255
             scene = np.where(small[..., None] > 0, picture, np.uint8(110))
             members[f"{index:02d}.scene.jpg"] = encode_image(scene, ".jpg", 90)
+            members[f"{index:02d}.plate.jpg"] = encode_image(np.full_like(scene, 110), ".jpg", 90)
             members[f"{index:02d}.mask.png"] = encode_image(small, ".png")
             views.append({"index": index, "kind": "scene", "turn_deg": 10.0, "stage": 0})
     members["views.json"] = json.dumps({"seed": seed, "views": views}).encode()
@@ -105,8 +106,11 @@ def test_splits_follow_the_seeds_and_views_come_back(world: Path, shards: Path) 
         assert np.array_equal(reference.object_rgba, stored)
         if pair.kind == "video":
             assert target.mask.sum() == 24 * 28
+            assert target.plate is not None
+            assert np.abs(target.plate.astype(int) - 110).max() <= 2
         else:
             assert np.array_equal(target.scene, put_on_black(target.object_rgba))
+            assert target.plate is None
 
 
 def test_kinds_of_pair_and_their_view_change(world: Path, shards: Path) -> None:

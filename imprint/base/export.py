@@ -18,7 +18,7 @@ from imprint.evaluation.table import format_markdown
 from imprint.models import load_card, load_model, save_model
 from imprint.models.provenance import list_sources
 
-MAX_FILE_BYTES, MAX_BYTES = 16_000_000, 20_000_000
+MAX_FILE_BYTES, MAX_BYTES = 16_000_000, 40_000_000
 ROUNDS = "rounds"  # key of a shipped model's card
 _KEPT = ("encoder_digests", "condition_on_level", "sources", "steps")  # of the compositor's own card
 
@@ -45,7 +45,7 @@ def export_base(
         write_json_atomic(scratch / "metrics.json", dict(metrics))
         for sheet in sheets:
             save_image(scratch / f"{sheet.stem}.jpg", load_image(sheet))
-        parameters = {part: count_parameters(getattr(model, part)) for part in ("backbone", "adapter", "unet")}
+        parameters = {part: count_parameters(getattr(model, part)) for part in model.parts}
         text = render_card(
             preset=model.preset.name,
             parameters=parameters,
