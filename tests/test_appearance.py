@@ -20,6 +20,7 @@ from imprint.appearance import (
     fill_smoothly,
     find_boxes,
     render,
+    restrain_light,
 )
 from imprint.appearance.rendering import change_light
 from imprint.core.errors import InputError
@@ -379,3 +380,15 @@ def test_a_folder_stands_for_the_views_in_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is a folder without pictures"):
         list_views([tmp_path / "empty"])
+
+
+def test_restrained_light_keeps_what_differs_from_place_to_place() -> None:
+    opacity = torch.zeros(1, 1, 64, 64)
+    opacity[:, :, 16:48, 16:48] = 1.0
+    gain = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.3
+    fields = build_fields(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), gain=gain)
+    kept = restrain_light(fields, opacity, 0.25).gain
+    inner = (slice(None), slice(None), slice(2, 6), slice(2, 6))
+    assert float(kept[inner].mean()) == pytest.approx(0.25 * float(gain[inner].mean()), abs=1e-5)
+    torch.testing.assert_close(kept - kept.mean(), gain - gain.mean(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(restrain_light(fields, opacity, 1.0).gain, gain)

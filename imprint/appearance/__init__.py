@@ -9,7 +9,15 @@ from imprint.appearance.fields import Fields
 from imprint.appearance.losses import FlowWeights, compute_flow_losses
 from imprint.appearance.network import AppearanceFlow
 from imprint.appearance.placement import compute_placement, find_boxes
-from imprint.appearance.rendering import Rendering, build_grid, compute_behind, fill_smoothly, render, warp_reference
+from imprint.appearance.rendering import (
+    Rendering,
+    build_grid,
+    compute_behind,
+    fill_smoothly,
+    render,
+    restrain_light,
+    warp_reference,
+)
 
 __all__ = [
     "AppearanceFlow",
@@ -23,5 +31,6 @@ __all__ = [
     "fill_smoothly",
     "find_boxes",
     "render",
+    "restrain_light",
     "warp_reference",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,16 @@ def change_light(colour: Float[Tensor, "b 3 h w"], log_gain: Float[Tensor, "b 3 
     darker = colour * torch.exp(log_gain.clamp(max=0.0))
     brighter = 1.0 - (1.0 - darker).clamp(min=1e-4) ** torch.exp(log_gain.clamp(min=0.0))
     return torch.where(log_gain > 0, brighter, darker)
+
+
+def restrain_light(fields: Fields, opacity: Float[Tensor, "b 1 h w"], share: float) -> Fields:
+    """The fields with only a `share` of the gain's mean over the object and the colours: bright things are taken for
+    too brightly lit, dark ones for too dark, since nobody can tell the two from one picture. What differs from place to
+    place, and from colour to colour, stays."""
+    weight = F.adaptive_avg_pool2d(opacity, fields.gain.shape[-1])
+    sums = (fields.gain * weight).sum(dim=(1, 2, 3), keepdim=True)
+    mean = sums / (3.0 * weight.sum(dim=(1, 2, 3), keepdim=True)).clamp(min=1e-3)
+    return replace(fields, gain=fields.gain - (1.0 - share) * mean)
 
 
 def fill_smoothly(picture: Float[Tensor, "b 3 h w"], hole: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
