@@ -38,6 +38,7 @@ REMEDIES = {
     "no_pictures": "add the pictures, or take the folder out",
     "unused_licence": "correct the path_prefix in licences.csv",
     "undecodable": "replace the picture",
+    "interrupted": "see that the files can be read, and try again",
     "bad_mask": "save the mask as a palette or grey PNG",
     "mask_size": "save the mask at its picture's size",
     "empty_mask": "nothing to mend if the object is out of sight",

@@ -40,6 +40,7 @@ MEANINGS = {
     "blurred": "less sharp than min_sharpness",
     "near_duplicate": "too like the frame before",
     "undecodable": "frames that no reader could decode",
+    "interrupted": "frames that the machine kept from being read: too little time, or killed",
     "over_max_frames": "frames after the first max_frames_per_clip",
     "too_small": "the object fills less than min_area_share of the frame",
     "too_large": "the object fills more than max_area_share of the frame",
