@@ -46,6 +46,7 @@ MEANINGS = {
     "too_large": "the object fills more than max_area_share of the frame",
     "in_pieces": "the largest piece is less than min_component_share of the object",
     "low_confidence": "the network is unsure about the object",
+    "covered": "other objects of the frame lie over it",
     "short_track": "a track of fewer than min_track_frames frames",
     "in_doubt": "it may be two objects: tracks met, or one fell apart",
     "several_objects": "objects that touch are one mask, or may be, and cannot be split cleanly",
