@@ -16,18 +16,16 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import connection, get_context, parent_process
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from data_prep.ledger import KEYS_SUFFIX, LEDGERS_DIR
+from data_prep.children import MAX_TRIES, end_with_parent, get_process_context
+from data_prep.ledger import INTERRUPTED, KEYS_SUFFIX, LEDGERS_DIR
 from data_prep.tars import read_tar, write_tar
 from imprint.core.errors import InputError
 from imprint.core.files import publish_dir, replace_dir, write_json_atomic
@@ -37,8 +35,6 @@ from imprint.core.progress import show_progress
 from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_records, save_records
 from imprint.core.stage import StageRun
 
-INTERRUPTED = "interrupted"  # the reason of a row about what another try may bring
-MAX_TRIES = 3  # of a run, for what was interrupted
 _TRIES = "tries.json"  # in the folder of a product that lacks something: how often it was tried
 MAX_WORKERS_VARIABLE = "IMPRINT_MAX_WORKERS"  # a limit for `workers`, where others use this machine too
 Row = TypeVar("Row", FrameRecord, MaskRecord)
@@ -222,26 +218,3 @@ def _open_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def get_process_context() -> ForkServerContext:
-    """Children come from a single-threaded server that has the slow imports done.
-
-    A plain fork of a process with OpenCV's threads can lock up, and a fresh interpreter per clip would cost more than
-    a short clip's decoding.
-    """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["cv2", "pyarrow.parquet", "data_prep.tars", "imprint.core.stage"])
-    return context
-
-
-def end_with_parent() -> None:
-    """Call it in a child process: it then does not outlive a parent that was killed."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -19,6 +19,7 @@ from data_prep.frames.pictures import (
     number_objects,
 )
 from data_prep.ingest.licences import FILE_NAME
+from data_prep.ingest.memory import SourceMemory
 from data_prep.ingest.stage import Listing, list_clips
 from data_prep.masks.instances import measure_given
 from imprint.core.errors import InputError
@@ -60,7 +61,8 @@ class Census:
 def validate_source(source: str, params: Params, root: Path = Path(".")) -> tuple[str, bool]:
     """The page, and whether something is usable. Reads every picture and mask; writes nothing."""
     try:
-        listing = list_clips(params.ingest.model_copy(update={"source": source}), root)
+        with SourceMemory() as memory:
+            listing = list_clips(params.ingest.model_copy(update={"source": source}), root, memory=memory)
     except InputError as error:
         return f"{source}: not usable\n  {error}\n", False
     census = Census(problems=list(listing.rejections))

@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.children import Helper, ReadFailure, ReadInterrupted
 from data_prep.frames import sampling
-from data_prep.frames.readers import ReadFailure, get_readers, read_frames, read_with_decord, read_with_opencv
+from data_prep.frames.readers import get_readers, read_frames, read_with_decord, read_with_opencv
 from data_prep.frames.stage import run_extract_frames
-from data_prep.ingest.stage import run_ingest
+from data_prep.ingest.memory import SourceMemory
+from data_prep.ingest.stage import list_clips, run_ingest
 from data_prep.tars import read_tar
+from imprint.core import files, keys
 from imprint.core.errors import InputError
 from imprint.core.params import Params
 from imprint.core.pixels import decode_image, save_image
@@ -87,6 +90,74 @@ def test_a_source_without_videos_is_named(source, tmp_path, clip_params):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=rf"^ingest\.source: {source} "):
         run_ingest(with_section(clip_params, "ingest", source=source), tmp_path)
+
+
+def test_ingest_decodes_in_a_child_and_reads_again_only_what_has_changed(tmp_path, clip_params, monkeypatch):
+    monkeypatch.setattr("cv2.VideoCapture", lambda *_: pytest.fail("a video was opened in the stage's own process"))
+    monkeypatch.setattr(keys, "_SETTLED_NS", 0)
+    read, digest = [], files.compute_file_digest
+    monkeypatch.setattr(keys, "compute_file_digest", lambda path: read.append(path.name) or digest(path))
+    for number, name in enumerate(("one", "two")):
+        write_video(tmp_path / f"videos/{name}.mp4", draw_turning(number))
+    (tmp_path / "videos/text.mp4").write_text("not a video")
+    section = with_section(clip_params, "ingest", source="videos").ingest
+    found = []
+    for _ in range(2):
+        read.clear()
+        with SourceMemory(tmp_path / "work/ingest") as memory:
+            found.append(list_clips(section, tmp_path, memory=memory).clips)
+        found.append([name for name in read if name.endswith(".mp4")])
+    assert found == [found[0], ["one.mp4", "text.mp4", "two.mp4"], found[0], []]
+    assert len(found[0]) == 2
+    (tmp_path / "videos/text.mp4").unlink()
+    with SourceMemory(tmp_path / "work/ingest") as memory:
+        list_clips(section, tmp_path, memory=memory)
+        assert memory._helper._child is None  # there was nothing to decode
+    (tmp_path / "work/ingest/probes.json").write_text("[]")
+    with SourceMemory(tmp_path / "work/ingest") as memory:
+        assert list_clips(section, tmp_path, memory=memory).clips == found[0]
+
+
+def misbehave(file: Path) -> str:
+    """As many times as the file says, in the way that it is named after; then it is well."""
+    times = int(file.read_text())
+    if times == 0:
+        return "well"
+    file.write_text(str(times - 1))
+    if file.name == "hangs":
+        time.sleep(600)
+    elif file.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif file.name == "crashes":
+        os._exit(11)
+    raise MemoryError if file.name == "full" else ValueError("bad file")
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "expected"),
+    [
+        ("hangs", 1, "well"),
+        ("killed", 2, "well"),
+        ("full", 2, "well"),
+        ("hangs", 9, "interrupted: not done within 1 s; tried 3 times"),
+        ("killed", 9, "interrupted: the decoder was killed (out of memory?); tried 3 times"),
+        ("crashes", 1, "failed: the decoder died"),
+        ("raises", 1, "failed: bad file"),
+    ],
+)
+def test_a_child_that_hangs_or_dies_is_replaced_and_only_a_verdict_is_one(name, times, expected, tmp_path):
+    (tmp_path / name).write_text(str(times))
+    (tmp_path / "healthy").write_text("0")
+    helper = Helper(deadline_s=1.0)
+    try:
+        told = helper.do(misbehave, tmp_path / name)
+    except ReadInterrupted as error:
+        told = f"interrupted: {error}"
+    except ReadFailure as error:
+        told = f"failed: {error}"
+    assert told == expected
+    assert helper.do(misbehave, tmp_path / "healthy") == "well"
+    helper.end()
 
 
 def test_one_file_is_a_source(tmp_path, videos, clip_params):

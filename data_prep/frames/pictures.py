@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.fanout import INTERRUPTED
+from data_prep.ledger import INTERRUPTED
 from imprint.core.errors import InputError
 from imprint.core.files import compute_file_digest
 from imprint.core.pixels import load_image

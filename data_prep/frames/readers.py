@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 import numpy as np
 
-from data_prep.fanout import end_with_parent, get_process_context
+from data_prep.children import (
+    START_S,
+    ReadFailure,
+    ReadInterrupted,
+    end_with_parent,
+    get_process_context,
+    receive,
+)
 
-START_S = 120.0  # what a child may take to start on a busy machine
-ENDING_S = 10.0  # and to be gone when it has closed its end
-_OF_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # what no decoder does to itself
 Reader = Callable[[str, Sequence[int]], Iterator[np.ndarray]]
-
-
-class ReadFailure(Exception):
-    """A reader could not go on; the message says why."""
-
-
-class ReadInterrupted(ReadFailure):
-    """It was the machine that kept the reader from going on: too little time or memory, or someone has killed it."""
 
 
 def get_readers() -> tuple[Reader, ...]:
@@ -81,31 +74,16 @@ def read_frames(reader: Reader, path: str, indices: Sequence[int], deadline_s: f
     sender.close()
     left_s = deadline_s
     try:
-        _receive(receiver, child, left_s=START_S, limit_s=START_S)
+        receive(receiver, child, left_s=START_S, limit_s=START_S)
         for _ in indices:
             start_s = time.monotonic()
-            frame = _receive(receiver, child, left_s=left_s, limit_s=deadline_s)
+            frame = receive(receiver, child, left_s=left_s, limit_s=deadline_s)
             left_s -= time.monotonic() - start_s
             yield frame
     finally:
         child.kill()
         child.join()
         receiver.close()
-
-
-def _receive(receiver: Connection, child: BaseProcess, *, left_s: float, limit_s: float) -> Any:
-    if not receiver.poll(max(left_s, 0.0)):
-        raise ReadInterrupted(f"not done within {limit_s:g} s")
-    try:
-        message = receiver.recv()
-    except (EOFError, ConnectionError):
-        child.join(ENDING_S)
-        if child.exitcode is not None and -child.exitcode in _OF_OTHERS:
-            raise ReadInterrupted("the decoder was killed (out of memory?)") from None
-        raise ReadFailure("the decoder died") from None
-    if isinstance(message, ReadFailure):
-        raise message
-    return message
 
 
 def _send_frames(reader: Reader, path: str, indices: list[int], sender: Connection) -> None:

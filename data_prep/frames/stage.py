@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.fanout import (
-    INTERRUPTED,
     Job,
     Product,
     collect,
@@ -23,7 +22,7 @@ from data_prep.frames.pictures import MASK_SUFFIX, BadPicture, load_first_mask, 
 from data_prep.frames.readers import Reader, ReadFailure, ReadInterrupted, get_readers, read_frames
 from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices
 from data_prep.frames.sequences import extract_pictures
-from data_prep.ledger import check_share, print_counts, save_ledger
+from data_prep.ledger import INTERRUPTED, check_share, print_counts, save_ledger
 from imprint.core.params import ExtractFrames, Params
 from imprint.core.pixels import encode_image
 from imprint.core.records import ClipRecord, FrameRecord, Rejection, load_records
