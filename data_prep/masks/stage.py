@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from imprint.core.pixels import decode_image, encode_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, load_records
 from imprint.core.stage import open_stage
 from imprint.segmentation import build_follower, build_separator, build_session
+from imprint.segmentation.networks import identify
 
 STAGE = "segment_objects"
 CLIPS, FRAMES = Path("data/clips.parquet"), Path("data/frames")
@@ -57,7 +57,7 @@ def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | 
     run = open_stage(STAGE, section, [CLIPS, FRAMES, *list_weights_folders(section)], __name__, root)
     records = {clip.clip_id: clip for clip in load_records(root / CLIPS, ClipRecord)}
     clips = group_by_clip(load_records(root / FRAMES / "index.parquet", FrameRecord))
-    model = compute_file_digest(Path(section.model)) if os.path.isfile(section.model) else section.model
+    model = identify(section.model)
     weights = [compute_path_digest(folder) for folder in list_weights_folders(section)]
     jobs = []
     for clip_id, frames in clips.items():
