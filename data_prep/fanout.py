@@ -1,5 +1,8 @@
 """Work per clip: each clip's product is made once, kept under a digest of what it depends on, assembled at the end.
 
+What only the machine stood in the way of (rows `interrupted`) is no verdict on the clip: it is tried again, several
+times in one run and once more in each later one, and a product that lacks it is never taken for the clip's.
+
 A product is a folder `work/<stage>/clips/<key>/` with `product.tar`, `records.parquet` and `ledger.parquet`; the key
 is a digest of the clip's content, the stage's params and the stage's code. A chunk of the clips can be made by any
 process on any machine that shares the folder; assembling takes what is there.
@@ -11,28 +14,28 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
-from multiprocessing.context import ForkServerContext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from data_prep.ledger import KEYS_SUFFIX, LEDGERS_DIR
+from data_prep.children import MAX_TRIES, end_with_parent, get_process_context
+from data_prep.ledger import INTERRUPTED, KEYS_SUFFIX, LEDGERS_DIR
 from data_prep.tars import read_tar, write_tar
 from imprint.core.errors import InputError
-from imprint.core.files import publish_dir, write_json_atomic
+from imprint.core.files import publish_dir, replace_dir, write_json_atomic
 from imprint.core.keys import compute_key
 from imprint.core.params import Section
 from imprint.core.progress import show_progress
 from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_records, save_records
 from imprint.core.stage import StageRun
 
+_TRIES = "tries.json"  # in the folder of a product that lacks something: how often it was tried
 MAX_WORKERS_VARIABLE = "IMPRINT_MAX_WORKERS"  # a limit for `workers`, where others use this machine too
 Row = TypeVar("Row", FrameRecord, MaskRecord)
 
@@ -75,17 +78,26 @@ def make_products(jobs: Sequence[Job], description: str, workers: int, chunk: tu
     """Make the missing products of all clips, or of one chunk of them, in `workers` processes (0: one per core)."""
     number, count = chunk or (1, 1)
     mine = list(jobs)[number - 1 :: count]
-    missing = [job for job in mine if not job.folder.is_dir()]
-    num_cores = os.cpu_count() or 1
-    num_workers = min(workers or num_cores, int(os.environ.get(MAX_WORKERS_VARIABLE, num_cores)), len(missing))
+    missing = [job for job in mine if count_tries(job) != 0]
     with show_progress(description, total=len(mine), done=len(mine) - len(missing)) as bar:
-        if num_workers <= 1:
-            for job in missing:
-                _make_product(job)
-                bar.advance()
-            return
-        for _ in _run_pool(missing, num_workers):
+        for _ in _make_each(missing, workers):
             bar.advance()
+    for _ in range(MAX_TRIES - 1):
+        missing = [job for job in missing if 0 < (count_tries(job) or 0) < MAX_TRIES]
+        if missing:
+            print(f"{description}: {len(missing)} were interrupted and are tried again", file=sys.stderr, flush=True)
+        for _ in _make_each(missing, workers):
+            pass
+
+
+def count_tries(job: Job) -> int | None:
+    """How often a clip was tried without getting all of it: 0 if its product is whole, None if there is none."""
+    if not job.folder.is_dir():
+        return None
+    try:
+        return int(json.loads((job.folder / _TRIES).read_text()))
+    except FileNotFoundError:
+        return 0
 
 
 def restore_products(jobs: Sequence[Job], stage: str, out: Path, root: Path) -> None:
@@ -113,7 +125,10 @@ def collect(jobs: Sequence[Job]) -> tuple[list, list[Rejection]]:
     rows, rejections = [], []
     for job in sorted(jobs, key=lambda job: job.clip_id):
         rows += load_records(job.folder / "records.parquet", job.kind)
-        rejections += load_records(job.folder / "ledger.parquet", Rejection)
+        told = f"; tried {count_tries(job)} times, `dvc repro --force --single-item STAGE` tries again"
+        for row in load_records(job.folder / "ledger.parquet", Rejection):
+            detail = row.detail + told.replace("STAGE", row.stage) if row.reason == INTERRUPTED else row.detail
+            rejections.append(replace(row, detail=detail))
     return rows, rejections
 
 
@@ -133,7 +148,7 @@ def publish(jobs: Sequence[Job], rows: Sequence, run: StageRun, out: Path, root:
         publish_dir(staged, root / out)
     finally:
         shutil.rmtree(staged)
-    keys = {job.clip_id: job.folder.name for job in jobs}
+    keys = {job.clip_id: job.folder.name for job in jobs if count_tries(job) == 0}
     write_json_atomic(root / LEDGERS_DIR / f"{run.name}{KEYS_SUFFIX}", keys)
 
 
@@ -142,6 +157,17 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
+
+
+def _make_each(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    num_cores = os.cpu_count() or 1
+    num_workers = min(workers or num_cores, int(os.environ.get(MAX_WORKERS_VARIABLE, num_cores)), len(jobs))
+    if num_workers > 1:
+        yield from _run_pool(jobs, num_workers)
+        return
+    for job in jobs:
+        _make_product(job)
+        yield job
 
 
 def _make_product(job: Job) -> None:
@@ -156,8 +182,13 @@ def _save_product(job: Job, product: Product) -> None:
         write_tar(staged / "product.tar", product.members)
         save_records(staged / "records.parquet", job.kind, product.rows)
         save_records(staged / "ledger.parquet", Rejection, product.rejections)
+        if any(row.reason == INTERRUPTED for row in product.rejections):
+            write_json_atomic(staged / _TRIES, (count_tries(job) or 0) + 1)
         os.chmod(staged, 0o755)
-        os.replace(staged, job.folder)
+        if count_tries(job):
+            replace_dir(staged, job.folder)
+        else:
+            os.replace(staged, job.folder)
     except OSError:
         if not job.folder.is_dir():  # else another process was first, with the same bytes
             raise
@@ -187,26 +218,3 @@ def _open_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def get_process_context() -> ForkServerContext:
-    """Children come from a single-threaded server that has the slow imports done.
-
-    A plain fork of a process with OpenCV's threads can lock up, and a fresh interpreter per clip would cost more than
-    a short clip's decoding.
-    """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["cv2", "pyarrow.parquet", "data_prep.tars", "imprint.core.stage"])
-    return context
-
-
-def end_with_parent() -> None:
-    """Call it in a child process: it then does not outlive a parent that was killed."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

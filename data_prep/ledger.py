@@ -14,6 +14,7 @@ from imprint.core.errors import InputError
 from imprint.core.records import Rejection, save_records
 
 LEDGERS_DIR = Path("data/ledgers")
+INTERRUPTED = "interrupted"  # the reason of a row about what another try may bring: the machine stood in the way
 KEYS_SUFFIX = ".products.json"  # beside a ledger: clip => key of the product that it tells of
 
 

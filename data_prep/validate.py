@@ -19,6 +19,7 @@ from data_prep.frames.pictures import (
     number_objects,
 )
 from data_prep.ingest.licences import FILE_NAME
+from data_prep.ingest.memory import SourceMemory
 from data_prep.ingest.stage import Listing, list_clips
 from data_prep.masks.instances import measure_given
 from imprint.core.errors import InputError
@@ -38,6 +39,7 @@ REMEDIES = {
     "no_pictures": "add the pictures, or take the folder out",
     "unused_licence": "correct the path_prefix in licences.csv",
     "undecodable": "replace the picture",
+    "interrupted": "see that the files can be read, and try again",
     "bad_mask": "save the mask as a palette or grey PNG",
     "mask_size": "save the mask at its picture's size",
     "empty_mask": "nothing to mend if the object is out of sight",
@@ -59,7 +61,8 @@ class Census:
 def validate_source(source: str, params: Params, root: Path = Path(".")) -> tuple[str, bool]:
     """The page, and whether something is usable. Reads every picture and mask; writes nothing."""
     try:
-        listing = list_clips(params.ingest.model_copy(update={"source": source}), root)
+        with SourceMemory() as memory:
+            listing = list_clips(params.ingest.model_copy(update={"source": source}), root, memory=memory)
     except InputError as error:
         return f"{source}: not usable\n  {error}\n", False
     census = Census(problems=list(listing.rejections))

@@ -75,7 +75,7 @@ def print_models(root: Path, console: Console | None = None) -> None:
 def run_gate_here(root: Path, *, remeasure: bool, promote_it: bool) -> None:
     """Run the gate, say what came of it, and promote if that is asked for."""
     from flows.gate_report import REPORT, VERDICTS
-    from flows.promotion import promote, run_gate
+    from flows.promotion import promote_as_decided, run_gate
     from flows.registry import COMPOSITOR
 
     decision = run_gate(root, remeasure=remeasure)
@@ -94,8 +94,9 @@ def run_gate_here(root: Path, *, remeasure: bool, promote_it: bool) -> None:
     print(decision.describe())
     print(f"Page: {(root / REPORT / 'index.html').resolve()}")
     if promote_it and decision.promote:
-        promote(COMPOSITOR.name, decision.challenger_version, reason=f"gate: {decision.explanation}", root=root)
-        print(f"{COMPOSITOR.name}: version {decision.challenger_version} is champion")
+        given = {"decision": decision.compute_digest(), "reason": f"gate: {decision.explanation}", "root": root}
+        obstacle = promote_as_decided(COMPOSITOR.name, decision.challenger_version, **given)
+        print(obstacle or f"{COMPOSITOR.name}: version {decision.challenger_version} is champion")
 
 
 def evaluate_version_here(name: str, version: str, root: Path) -> None:

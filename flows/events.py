@@ -27,5 +27,14 @@ def emit_model_registered(name: str, decision: GateDecision) -> None:
         "prefect.resource.name": f"{name} version {decision.challenger_version}",
         "imprint.gate": "promote" if decision.promote else "keep",
     }
-    payload = {"name": name, "version": decision.challenger_version, "reason": f"gate: {decision.explanation}"}
-    emit_event(event=MODEL_REGISTERED, resource=resource, payload=payload)
+    emit_event(event=MODEL_REGISTERED, resource=resource, payload=describe_decision(name, decision))
+
+
+def describe_decision(name: str, decision: GateDecision) -> dict[str, str]:
+    """What `promote/on-demand` is started with; `decision` names the one that it must still be."""
+    return {
+        "name": name,
+        "version": decision.challenger_version,
+        "reason": f"gate: {decision.explanation}",
+        "decision": decision.compute_digest(),
+    }

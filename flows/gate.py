@@ -145,6 +145,10 @@ class GateDecision:
         verb = "promote" if self.promote else "keep"
         return f"{verb}: version {self.challenger_version} against {champion}: {self.explanation}"
 
+    def compute_digest(self) -> str:
+        """16 hex digits that name this very decision: another champion, other rules or values give others."""
+        return compute_digest(json.dumps(self.to_json(), sort_keys=True))[:16]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in `reports/gate/decision.json`."""
         return asdict(self)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
-from prefect import flow, get_run_logger
+from prefect import State, flow, get_run_logger
+from prefect.states import Completed
 
 from flows import promotion
 from flows.pipelines import SHARDS, evaluate, prepare_data, pretrain_encoder, train_compositor
@@ -35,12 +37,23 @@ def retrain(num_chunks: int = 2, *, branch: str = RETRAIN_BRANCH) -> dict[str, s
 
 
 @flow(name="promote", persist_result=False)
-def promote(version: str | int = "", reason: str = "by hand", name: str = COMPOSITOR.name) -> None:
-    """Make a version, by default the challenger, the champion."""
+def promote(
+    version: str | int = "", reason: str = "by hand", name: str = COMPOSITOR.name, *, decision: str = ""
+) -> State:
+    """Make a version, by default the challenger, the champion.
+
+    decision: the gate's that asks for it, by an event; then nothing is done where it does not hold any more.
+    """
     root = Path.cwd()
     version = str(version) or _find_challenger(root, name)
-    promotion.promote(name, version, reason=reason, root=root)
-    get_run_logger().info("%s version %s is champion: %s", name, version, reason)
+    obstacle = ""
+    if decision:
+        obstacle = promotion.promote_as_decided(name, version, decision=decision, reason=reason, root=root)
+    else:
+        promotion.promote(name, version, reason=reason, root=root)
+    told = f"nothing is promoted: {obstacle}" if obstacle else f"{name} version {version} is champion: {reason}"
+    get_run_logger().log(logging.WARNING if obstacle else logging.INFO, told)
+    return Completed(message=told)
 
 
 @flow(name="rollback", persist_result=False)

@@ -85,6 +85,41 @@ def promote(name: str, version: str, *, reason: str, root: Path = Path(".")) -> 
         client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
 
 
+def promote_as_decided(name: str, version: str, *, decision: str, reason: str, root: Path = Path(".")) -> str:
+    """Make a version champion because the gate has said so, in the decision of this digest; why it is none now, empty
+    if it is.
+
+    Time has passed since: nothing moves if the version was rolled back, was judged anew or by other rules than those of
+    `gate.yaml` now, or if the champion is another than the one that it was compared with.
+    """
+    client, _ = open_store(root)
+    obstacle = _find_change(client, get_version(client, name, version), decision, root)
+    if not obstacle:
+        move_champion(client, _find_pair(client, name, version), reason=_require_reason(reason))
+    return obstacle
+
+
+def _find_change(client: MlflowClient, version: ModelVersion, decision: str, root: Path) -> str:
+    """What has changed since a decision about a version; empty if nothing that matters."""
+    tags, name = version.tags, version.name
+    champion = find_alias(client, name, CHAMPION)
+    if champion == str(version.version):
+        return f"version {champion} is champion already"
+    if ROLLED_BACK_TAG in tags:
+        return f"version {version.version} was rolled back ({tags[ROLLED_BACK_TAG]}); promote it by hand"
+    judged = {key: tags.get(f"{GATE_TAG}.{key}", "none") for key in ("decision", "outcome", "champion", "rules")}
+    if (judged["decision"], judged["outcome"]) != (decision, "promote"):
+        return f"version {version.version} was judged anew since, with the outcome {judged['outcome']}"
+    if judged["champion"] != (champion or "none"):
+        return f"it was compared with champion {judged['champion']}, and now that is {champion or 'none'}"
+    digest = get_version(client, name, champion).tags.get(DIGEST_TAG, "") if champion else "none"
+    if digest != tags.get(f"{GATE_TAG}.champion_digest"):
+        return f"the champion {champion} has other content than when it was compared"
+    if judged["rules"] != load_rules(root).compute_digest():
+        return "gate.yaml has changed since; `imprint gate` decides anew"
+    return ""
+
+
 def rollback(name: str, *, reason: str, root: Path = Path(".")) -> str:
     """Make the version before the champion champion again, with its encoder; that version. Rolling back twice goes two
     back. `InputError` if there was none, or if it has been deleted."""
@@ -161,6 +196,7 @@ def _list_tags(decision: GateDecision, decided: str) -> dict[str, str]:
         "reason": decision.reason,
         "explanation": decision.explanation,
         "decided": decided,
+        "decision": decision.compute_digest(),
         "rules": decision.rules,
         "protocol": decision.protocol or "none",
         "challenger_digest": decision.challenger_digest,

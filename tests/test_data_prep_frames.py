@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.children import Helper, ReadFailure, ReadInterrupted
 from data_prep.frames import sampling
-from data_prep.frames.readers import ReadFailure, get_readers, read_frames, read_with_decord, read_with_opencv
+from data_prep.frames.readers import get_readers, read_frames, read_with_decord, read_with_opencv
 from data_prep.frames.stage import run_extract_frames
-from data_prep.ingest.stage import run_ingest
+from data_prep.ingest.memory import SourceMemory
+from data_prep.ingest.stage import list_clips, run_ingest
 from data_prep.tars import read_tar
+from imprint.core import files, keys
 from imprint.core.errors import InputError
 from imprint.core.params import Params
-from imprint.core.pixels import decode_image
+from imprint.core.pixels import decode_image, save_image
 from imprint.core.records import ClipRecord, FrameRecord, Rejection, load_records
 from tests.video_clips import FPS, NUM_FRAMES, SIZE_PX, draw_cut, draw_turning, write_video
 
@@ -86,6 +92,74 @@ def test_a_source_without_videos_is_named(source, tmp_path, clip_params):
         run_ingest(with_section(clip_params, "ingest", source=source), tmp_path)
 
 
+def test_ingest_decodes_in_a_child_and_reads_again_only_what_has_changed(tmp_path, clip_params, monkeypatch):
+    monkeypatch.setattr("cv2.VideoCapture", lambda *_: pytest.fail("a video was opened in the stage's own process"))
+    monkeypatch.setattr(keys, "_SETTLED_NS", 0)
+    read, digest = [], files.compute_file_digest
+    monkeypatch.setattr(keys, "compute_file_digest", lambda path: read.append(path.name) or digest(path))
+    for number, name in enumerate(("one", "two")):
+        write_video(tmp_path / f"videos/{name}.mp4", draw_turning(number))
+    (tmp_path / "videos/text.mp4").write_text("not a video")
+    section = with_section(clip_params, "ingest", source="videos").ingest
+    found = []
+    for _ in range(2):
+        read.clear()
+        with SourceMemory(tmp_path / "work/ingest") as memory:
+            found.append(list_clips(section, tmp_path, memory=memory).clips)
+        found.append([name for name in read if name.endswith(".mp4")])
+    assert found == [found[0], ["one.mp4", "text.mp4", "two.mp4"], found[0], []]
+    assert len(found[0]) == 2
+    (tmp_path / "videos/text.mp4").unlink()
+    with SourceMemory(tmp_path / "work/ingest") as memory:
+        list_clips(section, tmp_path, memory=memory)
+        assert memory._helper._child is None  # there was nothing to decode
+    (tmp_path / "work/ingest/probes.json").write_text("[]")
+    with SourceMemory(tmp_path / "work/ingest") as memory:
+        assert list_clips(section, tmp_path, memory=memory).clips == found[0]
+
+
+def misbehave(file: Path) -> str:
+    """As many times as the file says, in the way that it is named after; then it is well."""
+    times = int(file.read_text())
+    if times == 0:
+        return "well"
+    file.write_text(str(times - 1))
+    if file.name == "hangs":
+        time.sleep(600)
+    elif file.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif file.name == "crashes":
+        os._exit(11)
+    raise MemoryError if file.name == "full" else ValueError("bad file")
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "expected"),
+    [
+        ("hangs", 1, "well"),
+        ("killed", 2, "well"),
+        ("full", 2, "well"),
+        ("hangs", 9, "interrupted: not done within 1 s; tried 3 times"),
+        ("killed", 9, "interrupted: the decoder was killed (out of memory?); tried 3 times"),
+        ("crashes", 1, "failed: the decoder died"),
+        ("raises", 1, "failed: bad file"),
+    ],
+)
+def test_a_child_that_hangs_or_dies_is_replaced_and_only_a_verdict_is_one(name, times, expected, tmp_path):
+    (tmp_path / name).write_text(str(times))
+    (tmp_path / "healthy").write_text("0")
+    helper = Helper(deadline_s=1.0)
+    try:
+        told = helper.do(misbehave, tmp_path / name)
+    except ReadInterrupted as error:
+        told = f"interrupted: {error}"
+    except ReadFailure as error:
+        told = f"failed: {error}"
+    assert told == expected
+    assert helper.do(misbehave, tmp_path / "healthy") == "well"
+    helper.end()
+
+
 def test_one_file_is_a_source(tmp_path, videos, clip_params):
     run_ingest(with_section(clip_params, "ingest", source=str(videos / "cut.mp4")), tmp_path)
     assert len(load_records(tmp_path / "data/clips.parquet", ClipRecord)) == 1
@@ -147,12 +221,92 @@ def test_a_clip_that_hangs_or_is_damaged_is_a_row_and_the_rest_goes_on(tmp_path,
     rows = load_records(tmp_path / "data/ledgers/extract_frames.parquet", Rejection)
     clips = {clip.clip_id: Path(clip.path).name for clip in load_records(tmp_path / "data/clips.parquet", ClipRecord)}
     assert {(clips[row.item], row.reason) for row in rows} == {
-        ("hangs.mp4", "undecodable"),
+        ("hangs.mp4", "interrupted"),
         ("damaged.mp4", "undecodable"),
     }
-    assert any("not done within 3 s" in row.detail for row in rows)
+    (told,) = [row.detail for row in rows if row.reason == "interrupted"]
+    assert "not done within 3 s; tried 3 times, `dvc repro --force --single-item extract_frames` tries again" in told
     frames = load_records(tmp_path / "data/frames/index.parquet", FrameRecord)
     assert {clips[frame.clip_id] for frame in frames} == {"good.mp4"}
+
+
+def meet_trouble(path: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """As long as `<path>.<trouble>` is there with a number of times; each takes one off it."""
+    for trouble in ("hang", "kill", "full"):
+        file = Path(f"{path}.{trouble}")
+        times = int(file.read_text()) if file.exists() else 0
+        if times == 0:
+            continue
+        file.write_text(str(times - 1))
+        if trouble == "hang":
+            time.sleep(600)
+        elif trouble == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            raise MemoryError
+    yield from read_with_opencv(path, indices)
+
+
+def open_trouble(root: Path, clip_params: Params, **times: int) -> Params:
+    """A project of one good clip, and one per trouble that meets it so many times."""
+    for number, (trouble, count) in enumerate({"none": 0, **times}.items()):
+        video = write_video(root / f"videos/{trouble}.mp4", draw_turning(number))
+        Path(f"{video}.{trouble}").write_text(str(count))
+    params = with_section(clip_params, "ingest", source="videos")
+    params = with_section(params, "extract_frames", deadline_s=2.0, workers=1)
+    run_ingest(params, root)
+    return params
+
+
+def list_whole(root: Path) -> set[str]:
+    clips = {clip.clip_id: Path(clip.path).stem for clip in load_records(root / "data/clips.parquet", ClipRecord)}
+    return {clips[frame.clip_id] for frame in load_records(root / "data/frames/index.parquet", FrameRecord)}
+
+
+def test_what_the_machine_stood_in_the_way_of_is_tried_again(tmp_path, clip_params):
+    """In the same run, so that one busy moment costs nothing."""
+    params = open_trouble(tmp_path, clip_params, hang=1, kill=2, full=1)
+    run_extract_frames(params, tmp_path, readers=(meet_trouble,))
+    assert load_ledger(tmp_path, "extract_frames") == []
+    assert list_whole(tmp_path) == {"none", "hang", "kill", "full"}
+
+
+def test_what_was_interrupted_every_time_is_a_row_and_no_verdict(tmp_path, clip_params):
+    """Once the machine is itself again the next run has the frames, in chunks too; nothing published says otherwise."""
+    params = open_trouble(tmp_path, clip_params, kill=3, full=4)
+    run_extract_frames(params, tmp_path, readers=(meet_trouble,))
+    rows = load_records(tmp_path / "data/ledgers/extract_frames.parquet", Rejection)
+    assert [(row.reason, "tried 3 times" in row.detail) for row in rows] == [("interrupted", True)] * 2
+    assert list_whole(tmp_path) == {"none"}
+    keys = json.loads((tmp_path / "data/ledgers/extract_frames.products.json").read_text())
+    assert len(keys) == 1
+    run_extract_frames(params, tmp_path, readers=(meet_trouble,))  # one more try each: `full` meets its last trouble
+    (row,) = load_records(tmp_path / "data/ledgers/extract_frames.parquet", Rejection)
+    assert "no memory was left; tried 4 times" in row.detail
+    run_extract_frames(params, tmp_path, chunk="1/1", readers=(meet_trouble,))
+    run_extract_frames(params, tmp_path, readers=())
+    assert load_ledger(tmp_path, "extract_frames") == []
+    assert list_whole(tmp_path) == {"none", "kill", "full"}
+
+
+def test_a_file_that_is_away_for_a_while_is_no_verdict_either(tmp_path, clip_params):
+    params = open_trouble(tmp_path, clip_params)
+    pictures = [tmp_path / f"photos/chair/{number}.png" for number in range(3)]
+    for number, path in enumerate(pictures):
+        save_image(path, draw_turning(7)[number])
+    photos = with_section(params, "ingest", source="photos")
+    for chosen, away in ((params, tmp_path / "videos/none.mp4"), (photos, pictures[1])):
+        run_ingest(chosen, tmp_path)
+        hidden = away.rename(tmp_path / "hidden")
+        if chosen is params:
+            with pytest.raises(InputError, match="1 of 1 frames were rejected"):
+                run_extract_frames(chosen, tmp_path)
+        else:
+            run_extract_frames(chosen, tmp_path)
+        assert [reason for reason, _ in load_ledger(tmp_path, "extract_frames")] == ["interrupted"]
+        hidden.rename(away)
+        run_extract_frames(chosen, tmp_path)
+        assert load_ledger(tmp_path, "extract_frames") == []
 
 
 def test_the_second_reader_takes_over(tmp_path, clip_params, videos, prepared):

@@ -14,7 +14,8 @@ from data_prep.masks.instances import (
     fill_small_holes,
     find_instances,
 )
-from data_prep.masks.tracking import draw_instance, link_tracks
+from data_prep.masks.stage import draw_tracks
+from data_prep.masks.tracking import Track, draw_instance, link_tracks
 from data_prep.tars import read_tar
 from imprint.core.geometry import Box, box_from_mask, compute_border_contact
 from imprint.core.params import SegmentObjects, load_params
@@ -109,6 +110,53 @@ def test_small_holes_are_filled_and_large_or_open_ones_are_not():
     assert filled[small.slices].all()
     assert not filled[large.slices].any()
     assert not filled[open_one.slices].any()
+
+
+@pytest.mark.parametrize("side", [12, 6])
+def test_a_hole_is_not_filled_where_another_object_lies(side):
+    """A speck that is none is filled with the rest, as before."""
+    ring, inner = Box(2, 2, 78, 98), Box(30, 40, 30 + side, 40 + side)
+    image, probability = draw_objects((ring, RED))
+    hole = Box(inner.y0 - 3, inner.x0 - 3, inner.y1 + 3, inner.x1 + 3)
+    probability[hole.slices] = 0.02
+    image[inner.slices], probability[inner.slices] = BLUE, 0.95
+    params = PARAMS.model_copy(update={"max_area_share": 0.95})
+    instances, rejected = find_instances(image, probability, params)
+    drawn = np.sum([draw_instance(instance, HW) for instance in instances], axis=0)
+    assert drawn.max() == 1
+    assert drawn[ring.slices].all()
+    assert [instance.area_px for instance in instances][1:] == ([side**2] if side == 12 else [])
+    assert [reason for reason, _ in rejected] == ([] if side == 12 else ["too_small"])
+
+
+def build_instance(box: Box, colour: tuple[int, int, int] = RED) -> Instance:
+    (instance,) = find((box, colour))
+    return instance
+
+
+def test_what_several_objects_claim_is_drawn_once_and_told_as_it_is_drawn():
+    """The smaller lies in front. The rows are those of the picture: mining reads both."""
+    large, small = build_instance(Box(10, 10, 60, 60)), build_instance(square(50, 50), BLUE)
+    under = build_instance(Box(50, 50, 71, 71))
+    for order in ([large, small, under], [under, small, large]):
+        tracks = {number: Track([0], [instance]) for number, instance in enumerate(order, start=1)}
+        members, rows, rejections = draw_tracks(tracks, make_frames(1), PARAMS)
+        ids = decode_image(members[0][1], "mask")[..., 0]
+        assert [(row.reason, row.item) for row in rejections] == [("covered", "c:0")]
+        assert sorted(np.unique(ids)) == [0, *sorted(row.track for row in rows)]
+        for row in rows:
+            assert get_box(row) == box_from_mask(ids == row.track)
+            assert row.area_share == pytest.approx((ids == row.track).mean())
+            assert row.border_contact == compute_border_contact(get_box(row), HW)
+        assert sorted(int((ids == row.track).sum()) for row in rows) == [400, 2400]
+
+
+def test_an_object_that_others_hide_wholly_leaves_no_member():
+    first, second = build_instance(square(20, 20)), build_instance(square(20, 20), BLUE)
+    members, rows, rejections = draw_tracks({1: Track([0], [first]), 2: Track([0], [second])}, make_frames(1), PARAMS)
+    assert [row.track for row in rows] == [2]
+    assert [(row.reason, row.detail.partition(",")[0]) for row in rejections] == [("covered", "track 1")]
+    assert decode_image(members[0][1], "mask")[..., 0].max() == 2
 
 
 def test_border_contact_counts_all_sides():

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from data_prep.pairs.mining import choose_pairs, choose_spread, draw_pairs, find_candidates, share_out
-from data_prep.pairs.stage import run_mine_pairs, select_views
+from data_prep.pairs.stage import keep_seen, run_mine_pairs, select_views
 from data_prep.pairs.views import ClipViews, build_patterns, compute_view_change, load_clip
+from data_prep.tars import read_tar, write_tar
 from imprint.core.errors import InputError
 from imprint.core.params import MinePairs, Params, load_params
+from imprint.core.pixels import decode_image, encode_image
 from imprint.core.prepare import crop_object
 from imprint.core.records import FrameRecord, MaskRecord, PairRecord, Rejection, load_records
 from tests.video_clips import draw_frame
@@ -133,6 +135,34 @@ def test_views_along_the_border_and_small_ones_are_left_out_with_a_row(prepared)
         (f"{clip_id}:{rows[3].track}:{rows[3].sample_index}", "small_box"),
         (f"{clip_id}:9:{lonely.sample_index}", "no_second_view"),
     ]
+
+
+def test_a_view_of_which_nothing_is_drawn_is_a_row_and_mining_goes_on(prepared, tmp_path, clip_params):
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    (hidden, *_) = load_records(tmp_path / "data/masks/index.parquet", MaskRecord)
+    tar = tmp_path / f"data/masks/{hidden.clip_id}.tar"
+    members = read_tar(tar)
+    ids = decode_image(members[hidden.member], hidden.member)[..., 0]
+    members[hidden.member] = encode_image(np.where(ids == hidden.track, 0, ids).astype(np.uint8))
+    write_tar(tar, members.items())
+    run_mine_pairs(clip_params, tmp_path)
+    ledger = load_records(tmp_path / "data/ledgers/mine_pairs.parquet", Rejection)
+    lost = f"{hidden.clip_id}:{hidden.track}:{hidden.sample_index}"
+    assert [row.item for row in ledger if row.reason == "empty_mask"] == [lost]
+    pairs = [p for p in load_records(tmp_path / "data/pairs.parquet", PairRecord) if p.clip_id == hidden.clip_id]
+    assert pairs
+    assert hidden.sample_index not in {index for p in pairs for index in (p.reference_index, p.target_index)}
+
+
+def test_a_video_of_which_one_view_is_drawn_makes_no_pair(prepared):
+    clip = load_first_clip(prepared)
+    (track,) = clip.tracks
+    alone = dataclasses.replace(track, rows=track.rows[:1])
+    lonely = dataclasses.replace(clip, tracks=[alone], unseen=track.rows[1:])
+    reasons = ["empty_mask"] * (len(track.rows) - 1)
+    for order, kept, told in (("time", [], [*reasons, "no_second_view"]), ("views", [alone], reasons)):
+        left, rows = keep_seen(lonely, order)
+        assert (left.tracks, [row.reason for row in rows]) == (kept, told)
 
 
 def test_a_background_that_changed_makes_no_video_pair(prepared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,11 +14,21 @@ import yaml
 from rich.console import Console
 
 from flows.commands import print_models
+from flows.events import describe_decision
 from flows.measurements import PROTOCOL_TAG, attach_evaluation, fetch_measurement
-from flows.promotion import evaluate_version, promote, register_challenger, rollback, run_gate
+from flows.operations import promote as promote_flow
+from flows.promotion import (
+    evaluate_version,
+    promote,
+    promote_as_decided,
+    register_challenger,
+    rollback,
+    run_gate,
+)
 from flows.registry import CHALLENGER, CHAMPION, COMPOSITOR, ENCODER, PREVIOUS, find_alias
 from imprint.core.errors import InputError
 from imprint.inference.loading import load_compositor
+from imprint.tracking.mlflow_run import DIGEST_TAG
 from imprint.tracking.store import open_store
 from tests.evaluation_cases import write_cases
 from tests.registered_models import PERFECT, add_pair, add_version, write_evaluation, write_models
@@ -113,6 +124,57 @@ def test_champions_come_and_go(project: Path) -> None:
     promote(NAME, "2", reason="the logos were the camera's", root=project)
     assert find_aliases(project)[CHAMPION] == "2"
     assert "imprint.rolled_back" not in read_tags(project, "2")
+
+
+def fire(project: Path, payload: dict[str, str]) -> str:
+    """What the event of a decision does, through the parameters that the trigger in `prefect.yaml` gives the flow."""
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    (triggers,) = [one["triggers"] for one in deployments if one["entrypoint"] == "flows/operations.py:promote"]
+    given = {key: payload[text[2:-2].split(".")[2].strip()] for key, text in triggers[0]["parameters"].items()}
+    assert set(given) <= set(inspect.signature(promote_flow.fn).parameters)
+    return promote_as_decided(**given, root=project)
+
+
+def test_an_event_after_a_rollback_does_nothing_and_says_so(project: Path) -> None:
+    promote(NAME, add_pair(project, "a" * 64, GOOD), reason="by hand", root=project)
+    add_pair(project, "b" * 64, BETTER)
+    payload = describe_decision(NAME, run_gate(project))
+    assert fire(project, payload) == ""
+    assert find_aliases(project)[CHAMPION] == "2"
+    assert read_tags(project, "2")["imprint.promotion.reason"].startswith("gate: better in")
+    assert fire(project, payload) == "version 2 is champion already"
+    rollback(NAME, reason="blurs logos", root=project)
+    before = find_aliases(project), read_tags(project, "2")
+    assert fire(project, payload) == "version 2 was rolled back (blurs logos); promote it by hand"
+    assert (find_aliases(project), read_tags(project, "2")) == before
+    assert before[1]["imprint.rolled_back"] == "blurs logos"
+
+
+@pytest.mark.parametrize("change", ["champion", "content", "judged", "rules"])
+def test_an_event_of_a_decision_that_does_not_hold_any_more_does_nothing(project: Path, change: str) -> None:
+    promote(NAME, add_pair(project, "a" * 64, GOOD), reason="by hand", root=project)
+    version = add_pair(project, "b" * 64, BETTER)
+    payload = describe_decision(NAME, run_gate(project))
+    client, _ = open_store(project)
+    rules = yaml.safe_load((project / "gate.yaml").read_text())
+    if change == "champion":
+        promote(NAME, add_pair(project, "c" * 64, GOOD), reason="by hand", root=project)
+    elif change == "content":
+        client.set_model_version_tag(NAME, "1", DIGEST_TAG, "d" * 64)
+    else:
+        (project / "gate.yaml").write_text(yaml.safe_dump(rules | {"min_cases": 10_000}))
+    if change == "judged":
+        assert not run_gate(project).promote
+    told = {
+        "champion": "it was compared with champion 1, and now that is 3",
+        "content": "the champion 1 has other content",
+        "judged": "version 2 was judged anew since, with the outcome keep",
+        "rules": "gate.yaml has changed since",
+    }
+    before = find_aliases(project)
+    assert told[change] in fire(project, payload)
+    assert find_aliases(project) == before
+    assert before[CHAMPION] != version
 
 
 def test_rolling_back_twice_goes_two_back(project: Path) -> None:

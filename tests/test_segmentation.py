@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -14,7 +15,14 @@ import pytest
 from imprint.core.errors import InputError
 from imprint.core.params import SegmentObjects, load_params
 from imprint.segmentation import build_session, segment_image
-from imprint.segmentation.networks import SHIPPED_NAME, SHIPPED_PATH
+from imprint.segmentation.networks import (
+    FAMILIES,
+    SHIPPED_NAME,
+    SHIPPED_PATH,
+    find_family,
+    find_network,
+    identify,
+)
 
 PARAMS = load_params(Path(__file__).parents[1] / "params.yaml").segment_objects
 
@@ -205,10 +213,13 @@ def encode_tensor_type(name: str, shape: tuple[int | str, ...]) -> bytes:
     return encode_field(1, name) + encode_field(2, kind)
 
 
-def write_mean_network(path: Path, shape: tuple[int | str, ...], *, sigmoid: bool) -> Path:
+def write_mean_network(path: Path, shape: tuple[int | str, ...], *, sigmoid: bool, flat: bool = False) -> Path:
     axes = encode_field(1, "axes") + encode_field(8, 1) + encode_field(20, 7)
     mean = encode_field(1, "image") + encode_field(2, "mean") + encode_field(4, "ReduceMean") + encode_field(5, axes)
     last = encode_field(1, "mean") + encode_field(2, "score") + encode_field(4, "Sigmoid" if sigmoid else "Identity")
+    if flat:  # the softmax over one channel is one
+        axis = encode_field(1, "axis") + encode_field(3, 1) + encode_field(20, 2)
+        last = encode_field(1, "mean") + encode_field(2, "score") + encode_field(4, "Softmax") + encode_field(5, axis)
     graph = encode_field(1, mean) + encode_field(1, last) + encode_field(2, "mean")
     graph += encode_field(11, encode_tensor_type("image", shape))
     graph += encode_field(12, encode_tensor_type("score", (shape[0], 1, *shape[2:])))
@@ -226,6 +237,65 @@ def test_logits_and_probabilities_of_own_files_are_told_apart(shape, tmp_path):
     for a, b, image in zip(logits.predict(images), probabilities.predict(images), images, strict=True):
         assert a.shape == image.shape[:2]
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def write_settings(path: Path, text: str) -> Path:
+    path.with_suffix(".json").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["isnet-general-use", "isnet-anime", "birefnet-general", "u2netp"])
+def test_a_file_is_fed_as_the_same_weights_by_name(name, tmp_path, monkeypatch, capsys):
+    """By its own name, by its family's and by its settings; before, all were fed as U2-Net."""
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path / "home"))
+    is_sigmoid = not name.startswith("birefnet")
+    weights = write_mean_network(tmp_path / f"{name}.onnx", ("b", 3, 64, 64), sigmoid=is_sigmoid)
+    home = tmp_path / f"home/models/{name}"
+    home.mkdir(parents=True)
+    (home / f"{name}.onnx").write_bytes(weights.read_bytes())
+    image, _ = draw_scene()
+    expected = build_session(with_model(name)).predict([image])[0]
+    family = find_family(weights) or "none"
+    settings = FAMILIES[family]
+    renamed = [tmp_path / f"{family}-mine.onnx", *(tmp_path / f"{number}.onnx" for number in range(2))]
+    for path in renamed:
+        path.write_bytes(weights.read_bytes())
+    write_settings(renamed[1], json.dumps({"family": family}))
+    write_settings(renamed[2], json.dumps({"mean": settings.mean, "std": settings.std}))
+    for path in (weights, *renamed):
+        np.testing.assert_allclose(build_session(with_model(path)).predict([image])[0], expected, atol=1e-5)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_nothing_is_known_of_is_told(tmp_path, capsys):
+    path = write_mean_network(tmp_path / "mine.onnx", ("b", 3, 64, 64), sigmoid=True)
+    build_session(with_model(path))
+    told = capsys.readouterr().err
+    assert "mine.onnx is fed as U2-Net is (mean (0.485" in told
+    assert "say so in mine.json beside it" in told
+    assert told.count("\n") == 1
+
+
+def test_settings_of_a_file_are_checked_and_part_of_what_masks_depend_on(tmp_path):
+    path = write_mean_network(tmp_path / "mine.onnx", ("b", 3, "h", "w"), sigmoid=True)
+    before = identify(str(path))
+    assert identify(SHIPPED_NAME) == SHIPPED_NAME
+    write_settings(path, '{"family": "isnet", "size_px": 96, "logits": true}')
+    network = find_network(str(path), allow_noncommercial=False)
+    assert (network.size_px, network.mean, network.logits) == (96, (0.5, 0.5, 0.5), True)
+    assert build_session(with_model(path)).rembg_session.size_hw == (96, 96)
+    assert identify(str(path)) != before
+    unknown, other = '{"familly": "isnet"}', '{"family": "x"}'
+    faults = {unknown: "mine.json: familly: unknown key", other: "mine.json: family", "{": "mine.json cannot be read"}
+    for text, fault in faults.items():
+        with pytest.raises(InputError, match=fault):
+            build_session(with_model(write_settings(path, text)))
+
+
+def test_a_file_that_answers_the_same_for_everything_is_refused(tmp_path):
+    path = write_mean_network(tmp_path / "u2net-broken.onnx", ("b", 3, 64, 64), sigmoid=False, flat=True)
+    with pytest.raises(InputError, match=r"u2net-broken.onnx answers the same whatever it is shown .* set segment_obj"):
+        build_session(with_model(path))
 
 
 @pytest.mark.parametrize(

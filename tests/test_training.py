@@ -29,7 +29,7 @@ from imprint.models.provenance import list_sources, merge_sources
 from imprint.tracking import start_run
 from imprint.training.augment import augment_reference
 from imprint.training.compositor_stage import build_start as build_compositor_start
-from imprint.training.compositor_stage import run_train_compositor
+from imprint.training.compositor_stage import list_weights_folders, run_train_compositor
 from imprint.training.freeze_stage import run_freeze_encoder
 from imprint.training.pretrain_stage import build_start as build_pretrain_start
 from imprint.training.pretrain_stage import run_pretrain_encoder
@@ -159,6 +159,18 @@ def test_a_run_only_setting_does_not_start_a_finished_training_anew(project: Pat
     run_pretrain_encoder(change(params, pretrain_encoder=changes), project)
     assert compute_path_digest(project / OUTS["pretrain_encoder"]) == expected
     assert set(project.glob("work/pretrain_encoder/*")) == before
+
+
+def test_a_base_in_a_folder_is_part_of_the_second_stages_key(params: Params, tmp_path: Path) -> None:
+    """As it is of the first one's: another content there is another start."""
+    section = change(params, train_compositor={"init_unet": "checkpoints/pretrained"}).train_compositor
+    assert list_weights_folders(section, tmp_path) == []  # no encoder yet, which is told elsewhere
+    for name, expected in (("weights/base", [Path("weights/base")]), ("owner/base", [])):
+        card = {"format_version": 2, "weights": {"base": {"name": name, "revision": "0" * 40}}}
+        write_json_atomic(tmp_path / "models/encoder/imprint.json", card)
+        (tmp_path / "weights/base").mkdir(parents=True, exist_ok=True)
+        assert list_weights_folders(section, tmp_path) == expected
+    assert list_weights_folders(params.train_compositor, tmp_path) == []
 
 
 def test_sources_of_start_models_are_joined_and_unknown_licences_said(project: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data_prep.ledger import INTERRUPTED
 from imprint.core.errors import InputError
+from imprint.core.files import compute_file_digest
 from imprint.core.pixels import load_image
 from imprint.core.records import ClipRecord, Order
 
@@ -19,6 +21,14 @@ MAX_ASPECT_ERROR = 0.02  # of a mask of another size than its picture's
 
 class BadPicture(Exception):
     """A picture or its mask cannot be used; the arguments are the ledger's reason and detail."""
+
+
+def read_digest(file: Path) -> str:
+    """Of all its bytes. A file that cannot be read says nothing of its content, which was there at `ingest`."""
+    try:
+        return compute_file_digest(file)
+    except OSError as error:
+        raise BadPicture(INTERRUPTED, f"{file} cannot be read ({error.strerror})") from None
 
 
 def load_picture(path: Path) -> np.ndarray:

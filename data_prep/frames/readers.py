@@ -11,18 +11,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
-from data_prep.fanout import end_with_parent, get_process_context
+from data_prep.children import (
+    START_S,
+    ReadFailure,
+    ReadInterrupted,
+    end_with_parent,
+    get_process_context,
+    receive,
+)
 
-START_S = 120.0  # what a child may take to start on a busy machine
 Reader = Callable[[str, Sequence[int]], Iterator[np.ndarray]]
-
-
-class ReadFailure(Exception):
-    """A reader could not go on; the message says why."""
 
 
 def get_readers() -> tuple[Reader, ...]:
@@ -60,7 +61,8 @@ def read_with_opencv(path: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def read_frames(reader: Reader, path: str, indices: Sequence[int], deadline_s: float) -> Iterator[np.ndarray]:
-    """The reader's frames, read in a child process. `ReadFailure` if it fails, dies, or `deadline_s` passes.
+    """The reader's frames, read in a child process. `ReadFailure` if it fails or dies by its own doing;
+    `ReadInterrupted` if it is killed, has no memory, or `deadline_s` passes.
 
     The deadline is on the whole clip; it starts when the child has started, and runs only while we wait for a frame.
     The child is always gone at the end.
@@ -72,28 +74,16 @@ def read_frames(reader: Reader, path: str, indices: Sequence[int], deadline_s: f
     sender.close()
     left_s = deadline_s
     try:
-        _receive(receiver, START_S, START_S)
+        receive(receiver, child, left_s=START_S, limit_s=START_S)
         for _ in indices:
             start_s = time.monotonic()
-            frame = _receive(receiver, left_s, deadline_s)
+            frame = receive(receiver, child, left_s=left_s, limit_s=deadline_s)
             left_s -= time.monotonic() - start_s
             yield frame
     finally:
         child.kill()
         child.join()
         receiver.close()
-
-
-def _receive(receiver: Connection, left_s: float, limit_s: float) -> Any:
-    if not receiver.poll(max(left_s, 0.0)):
-        raise ReadFailure(f"not done within {limit_s:g} s")
-    try:
-        message = receiver.recv()
-    except EOFError:
-        raise ReadFailure("the decoder died") from None
-    if isinstance(message, str):
-        raise ReadFailure(message)
-    return message
 
 
 def _send_frames(reader: Reader, path: str, indices: list[int], sender: Connection) -> None:
@@ -104,5 +94,7 @@ def _send_frames(reader: Reader, path: str, indices: list[int], sender: Connecti
             sender.send(frame)
     except BrokenPipeError:
         return  # nobody listens any more
+    except MemoryError:
+        sender.send(ReadInterrupted("no memory was left"))
     except Exception as error:  # decord raises types of its own; the reason travels to the ledger
-        sender.send(" ".join(str(error).split())[:200] or type(error).__name__)
+        sender.send(ReadFailure(" ".join(str(error).split())[:200] or type(error).__name__))

@@ -13,10 +13,10 @@ from data_prep.frames.pictures import (
     load_ids,
     load_picture,
     number_objects,
+    read_digest,
 )
 from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices, fit_side
 from data_prep.positions import compute_positions
-from imprint.core.files import compute_file_digest
 from imprint.core.params import ExtractFrames
 from imprint.core.pixels import encode_image
 from imprint.core.records import ClipRecord, FrameRecord, Rejection
@@ -32,8 +32,11 @@ def extract_pictures(clip: ClipRecord, params: ExtractFrames, root: Path) -> Pro
     for sample_index, source_index, number in wanted[: params.max_frames_per_clip]:
         file = root / clip.path / clip.frames[number]
         try:
+            digest = read_digest(file)
             if clip.order != "time":
-                _check_new(file, seen)
+                _check_new(file, digest, seen)
+            if masks:
+                read_digest(masks[number])
             picture = load_picture(file)
             small = fit_side(picture, params.max_side_px)
             if masks:
@@ -60,12 +63,8 @@ def list_samples(clip: ClipRecord, sample_fps: float) -> list[tuple[int, int, in
     return [(sample, position, numbers[position]) for sample, position in sampled if position in numbers]
 
 
-def _check_new(file: Path, seen: set[str]) -> None:
+def _check_new(file: Path, digest: str, seen: set[str]) -> None:
     """Pictures of a set are near-duplicates of each other only if they are the same file twice."""
-    try:
-        digest = compute_file_digest(file)
-    except OSError as error:
-        raise BadPicture("undecodable", f"{file} cannot be read ({error.strerror})") from None
     if digest in seen:
         raise BadPicture("duplicate", f"{file.name} is the same file as another of its folder")
     seen.add(digest)

@@ -18,11 +18,11 @@ from data_prep.fanout import (
     publish,
     restore_products,
 )
-from data_prep.frames.pictures import MASK_SUFFIX, BadPicture, load_first_mask
-from data_prep.frames.readers import Reader, ReadFailure, get_readers, read_frames
+from data_prep.frames.pictures import MASK_SUFFIX, BadPicture, load_first_mask, read_digest
+from data_prep.frames.readers import Reader, ReadFailure, ReadInterrupted, get_readers, read_frames
 from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices
 from data_prep.frames.sequences import extract_pictures
-from data_prep.ledger import check_share, print_counts, save_ledger
+from data_prep.ledger import INTERRUPTED, check_share, print_counts, save_ledger
 from imprint.core.params import ExtractFrames, Params
 from imprint.core.pixels import encode_image
 from imprint.core.records import ClipRecord, FrameRecord, Rejection, load_records
@@ -80,7 +80,9 @@ def extract_clip(job: ClipJob) -> Product[FrameRecord]:
         return extract_pictures(job.clip, job.params, job.root)
     wanted = compute_sample_indices(job.clip.num_frames, job.clip.fps, job.params.sample_fps)
     indices = wanted[: job.params.max_frames_per_clip]
-    best, reasons = FrameFilter(job.clip, job.params), []
+    best, reasons, reason = FrameFilter(job.clip, job.params), [], "undecodable"
+    if fault := find_fault(job.root / job.clip.path):
+        return Product([], [], [_explain_lost(job.clip.clip_id, len(indices), INTERRUPTED, fault)])
     for reader in job.readers:
         attempt = FrameFilter(job.clip, job.params)
         try:
@@ -88,17 +90,30 @@ def extract_clip(job: ClipJob) -> Product[FrameRecord]:
             attempt.run(_check_sizes(frames, job.clip), indices)
         except ReadFailure as failure:
             reasons.append(f"{reader.__name__}: {failure}")
+            reason = INTERRUPTED if isinstance(failure, ReadInterrupted) else reason
             best = max(best, attempt, key=_count_seen)
             continue
         best = attempt
         break
     add_first_mask(best, job)
     lost = len(indices) - _count_seen(best)
-    rejections = [*best.rejections, *_explain_lost(job.clip.clip_id, lost, "; ".join(reasons))]
+    rejections = list(best.rejections)
+    if lost:
+        rejections.append(_explain_lost(job.clip.clip_id, lost, reason, "; ".join(reasons)))
     if len(wanted) > len(indices):
         detail = f"{len(wanted) - len(indices)} sampled frames after the first {len(indices)}"
         rejections.append(Rejection(stage=STAGE, item=job.clip.clip_id, reason="over_max_frames", detail=detail))
     return Product(best.members, best.rows, rejections)
+
+
+def find_fault(file: Path) -> str:
+    """Why no byte of a file can be had; empty if one can."""
+    try:
+        with file.open("rb") as opened:
+            opened.read(1)
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror})"
+    return ""
 
 
 def add_first_mask(frames: FrameFilter, job: ClipJob) -> None:
@@ -106,6 +121,7 @@ def add_first_mask(frames: FrameFilter, job: ClipJob) -> None:
     if not job.clip.masks or not frames.rows or frames.rows[0].sample_index != 0:
         return
     try:
+        read_digest(job.root / job.clip.masks_path / job.clip.masks[0])
         ids = load_first_mask(job.clip, (frames.rows[0].height_px, frames.rows[0].width_px), job.root)
     except BadPicture as bad:
         frames.reject(0, *bad.args)
@@ -117,10 +133,8 @@ def _count_seen(frames: FrameFilter) -> int:
     return len(frames.rows) + len(frames.rejections)
 
 
-def _explain_lost(clip_id: str, lost: int, detail: str) -> list[Rejection]:
-    if lost == 0:
-        return []
-    return [Rejection(stage=STAGE, item=clip_id, reason="undecodable", detail=f"{lost} sampled frames: {detail}")]
+def _explain_lost(clip_id: str, lost: int, reason: str, detail: str) -> Rejection:
+    return Rejection(stage=STAGE, item=clip_id, reason=reason, detail=f"{lost} sampled frames: {detail}")
 
 
 def _check_sizes(frames: Iterator[np.ndarray], clip: ClipRecord) -> Iterator[np.ndarray]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.ingest.layouts.item import Item
+from data_prep.positions import compute_positions
 from imprint.core.errors import InputError
 from imprint.core.pixels import load_image
 
@@ -54,6 +56,18 @@ def _count_remaining(capture: Any) -> int:
     while capture.grab():
         count += 1
     return count
+
+
+def probe_item(item: Item) -> VideoProbe | str:
+    """Size, rate and length; of pictures the first readable one gives the size. A string says what is wrong."""
+    if not item.frames:
+        return probe_video(item.folder)
+    for name in item.frames:
+        size = probe_picture(item.folder / name)
+        if size is not None:
+            num_frames = compute_positions(item.frames, item.order)[-1] + 1
+            return VideoProbe(num_frames=num_frames, fps=item.fps, height_px=size[0], width_px=size[1])
+    return "no picture can be read"
 
 
 def probe_picture(path: Path) -> tuple[int, int] | None:

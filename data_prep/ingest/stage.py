@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.children import ReadFailure, ReadInterrupted
 from data_prep.ingest.layouts import LISTINGS, find_layout
 from data_prep.ingest.layouts.item import Item, Problem
 from data_prep.ingest.licences import FILE_NAME, load_licences
-from data_prep.ingest.probe import VideoProbe, probe_picture, probe_video
-from data_prep.ledger import check_share, print_counts, save_ledger
+from data_prep.ingest.memory import SourceMemory
+from data_prep.ledger import INTERRUPTED, check_share, print_counts, save_ledger
 from data_prep.positions import compute_positions
-from imprint.core.files import compute_digest, compute_file_digest
+from imprint.core.files import compute_digest
 from imprint.core.params import Ingest, Params
 from imprint.core.progress import track
 from imprint.core.records import ClipRecord, Layout, Rejection, save_records
@@ -40,16 +41,17 @@ class Listing:
 def run_ingest(params: Params, root: Path = Path(".")) -> None:
     """Write `data/clips.parquet` and the ledger. `InputError` names `ingest.source` if there is nothing to read.
 
-    Every file is hashed here on each run: the stage keeps nothing to resume from.
+    Files that have not changed since the last run are neither read nor decoded again.
     """
-    listing = list_clips(params.ingest, root)
+    with SourceMemory(root / "work" / STAGE) as memory:
+        listing = list_clips(params.ingest, root, memory=memory)
     save_ledger(STAGE, listing.rejections, root)
     print_counts(STAGE, f"{len(listing.clips)} clips", listing.rejections)
     check_share(STAGE, "clips", listing.num_dropped, len(listing.clips), params.ingest.max_rejected_share)
     save_records(root / OUT, ClipRecord, listing.clips)
 
 
-def list_clips(section: Ingest, root: Path) -> Listing:
+def list_clips(section: Ingest, root: Path, *, memory: SourceMemory) -> Listing:
     """Find the layout, then read every item of the source; clips are sorted by their id."""
     source = root / section.source
     layout, reason, others = find_layout(source, f"ingest.source: {section.source}")
@@ -58,9 +60,10 @@ def list_clips(section: Ingest, root: Path) -> Listing:
     clips: dict[str, ClipRecord] = {}
     unnamed: set[str] = set()
     dropped: list[Rejection] = [_explain(problem, root) for problem in problems if problem.drops]
+    given = {"section": section, "root": root, "memory": memory}
     for item in track(items, f"ingest: {layout}", len(items)):
         named = licences.find(item.name)
-        result = read_clip(item, layout, section=section, licence=named or section.licence, root=root)
+        result = read_clip(item, layout, licence=named or section.licence, **given)
         if isinstance(result, ClipRecord) and result.clip_id in clips:
             detail = f"same content as {clips[result.clip_id].path}"
             result = Rejection(stage=STAGE, item=_name_path(item.name, root), reason="duplicate", detail=detail)
@@ -81,17 +84,27 @@ def list_clips(section: Ingest, root: Path) -> Listing:
     )
 
 
-def read_clip(item: Item, layout: Layout, *, section: Ingest, licence: str, root: Path) -> ClipRecord | Rejection:
-    """Hash and probe one item."""
+def read_clip(
+    item: Item, layout: Layout, *, section: Ingest, licence: str, root: Path, memory: SourceMemory
+) -> ClipRecord | Rejection:
+    """Hash and probe one item, in a child that may hang or die."""
     path = _name_path(item.name, root)
-    probe = probe_item(item)
+    try:
+        clip_id = compute_clip_id(item, memory.files.compute)
+        probe = memory.probe(item, clip_id)
+    except OSError as error:
+        detail = f"{error.filename or path} cannot be read ({error.strerror})"
+        return Rejection(stage=STAGE, item=path, reason=INTERRUPTED, detail=detail)
+    except ReadFailure as failure:
+        reason = INTERRUPTED if isinstance(failure, ReadInterrupted) else "unreadable"
+        return Rejection(stage=STAGE, item=path, reason=reason, detail=str(failure))
     if isinstance(probe, str):
         return Rejection(stage=STAGE, item=path, reason="unreadable", detail=probe)
     if item.order == "time" and probe.num_frames < section.min_frames:
         detail = f"{probe.num_frames} frames, ingest.min_frames is {section.min_frames}"
         return Rejection(stage=STAGE, item=path, reason="too_short", detail=detail)
     return ClipRecord(
-        clip_id=compute_clip_id(item),
+        clip_id=clip_id,
         path=_name_path(item.folder, root),
         source=section.source,
         licence=licence,
@@ -108,29 +121,17 @@ def read_clip(item: Item, layout: Layout, *, section: Ingest, licence: str, root
     )
 
 
-def probe_item(item: Item) -> VideoProbe | str:
-    """Size, rate and length; of pictures the first readable one gives the size. A string says what is wrong."""
-    if not item.frames:
-        return probe_video(item.folder)
-    for name in item.frames:
-        size = probe_picture(item.folder / name)
-        if size is not None:
-            num_frames = compute_positions(item.frames, item.order)[-1] + 1
-            return VideoProbe(num_frames=num_frames, fps=item.fps, height_px=size[0], width_px=size[1])
-    return "no picture can be read"
-
-
-def compute_clip_id(item: Item) -> str:
+def compute_clip_id(item: Item, digest_file: Callable[[Path], str]) -> str:
     """Digest of a video file, or of pictures with their meaning and places; of given masks too, where there are any."""
     if not item.frames and not item.masks:
-        return compute_file_digest(item.folder)[:16]
+        return digest_file(item.folder)[:16]
     lines = [f"{item.order} {item.fps:g}"]
     if not item.frames:
-        lines.append(compute_file_digest(item.folder))
+        lines.append(digest_file(item.folder))
     for number, name in zip(compute_positions(item.frames, item.order), item.frames, strict=True):
-        lines.append(f"{number} {compute_file_digest(item.folder / name)}")
+        lines.append(f"{number} {digest_file(item.folder / name)}")
     if item.masks_folder:
-        lines += [compute_file_digest(item.masks_folder / name) for name in item.masks]
+        lines += [digest_file(item.masks_folder / name) for name in item.masks]
     return compute_digest("\n".join(lines))[:16]
 
 

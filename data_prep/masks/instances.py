@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -40,10 +40,13 @@ def find_instances(
     Pieces that nearly touch are one object, whose largest piece must make up `min_component_share` of it: two
     objects in a near contact are rather dropped than joined.
     """
-    foreground = probability >= params.threshold
+    groups = _split_groups(probability >= params.threshold)
+    objects = [group for group in groups if group.sum() >= params.min_area_share * group.size]  # the others are specks
     instances, rejected = [], []
-    for group in _split_groups(foreground):
-        result = _clean_object(image, probability, group, params)
+    for group in groups:
+        others = [other for other in objects if other is not group]
+        taken = np.any(others, axis=0) if others else np.zeros_like(group)
+        result = _clean_object(image, probability, group, params, taken=taken)
         if isinstance(result, str):
             rejected.append((result, box_from_mask(group)))
         else:
@@ -59,16 +62,16 @@ def _split_groups(foreground: np.ndarray) -> list[np.ndarray]:
 
 
 def _clean_object(
-    image: np.ndarray, probability: np.ndarray, group: np.ndarray, params: SegmentObjects
+    image: np.ndarray, probability: np.ndarray, group: np.ndarray, params: SegmentObjects, *, taken: np.ndarray
 ) -> Instance | str:
-    """The object's instance, or the reason against it."""
+    """The object's instance, or the reason against it. taken: pixels of other objects, which a hole may hold."""
     group_px = int(group.sum())
     if group_px < params.min_area_share * group.size:
         return "too_small"
     piece = largest_component(group)
     if piece.sum() < params.min_component_share * group_px:
         return "in_pieces"
-    mask = fill_small_holes(piece, HOLE_SHARE)
+    mask = fill_small_holes(piece, HOLE_SHARE) & ~taken
     if mask.sum() > params.max_area_share * mask.size:
         return "too_large"
     confidence = float(probability[mask].mean())
@@ -101,12 +104,28 @@ def measure_object(
 
     taken: pixels of other objects, which a hole may hold.
     """
-    result = _clean_object(image, probability, mask, params)
-    if isinstance(result, str) or not (result.mask & taken[result.box.slices]).any():
-        return result
-    whole = np.zeros_like(mask)
-    whole[result.box.slices] = result.mask & ~taken[result.box.slices]
-    return _build_instance(image, whole, result.confidence, result.boundary_confidence)
+    return _clean_object(image, probability, mask, params, taken=taken)
+
+
+def uncover(instance: Instance, seen: np.ndarray, frame_hw: tuple[int, int], params: SegmentObjects) -> Instance | None:
+    """The instance with those pixels alone that are `seen`, bool like its mask; None if they are no object any more."""
+    area_px = int(seen.sum())
+    if area_px == instance.area_px:
+        return instance
+    if area_px < max(params.min_area_share * frame_hw[0] * frame_hw[1], 1):
+        return None
+    if largest_component(seen).sum() < params.min_component_share * area_px:
+        return None
+    inner, outer = box_from_mask(seen), instance.box
+    box = Box(outer.y0 + inner.y0, outer.x0 + inner.x0, outer.y0 + inner.y1, outer.x0 + inner.x1)
+    return replace(
+        instance,
+        box=box,
+        mask=seen[inner.slices],
+        area_px=area_px,
+        area_share=area_px / (frame_hw[0] * frame_hw[1]),
+        border_contact=compute_border_contact(box, frame_hw),
+    )
 
 
 def _build_instance(image: np.ndarray, mask: np.ndarray, confidence: float, boundary_confidence: float) -> Instance:

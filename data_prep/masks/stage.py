@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from data_prep.fanout import (
 from data_prep.ledger import check_share, print_counts, save_ledger
 from data_prep.masks.following import Prompt, choose_prompts, follow_prompts
 from data_prep.masks.grouping import find_given, follow_ids, read_first_mask, take_each, take_largest
-from data_prep.masks.instances import Instance, describe_box, find_instances
+from data_prep.masks.instances import Instance, describe_box, find_instances, uncover
 from data_prep.masks.separation import Footage, link_apart
 from data_prep.masks.tracking import Track, link_tracks
 from data_prep.tars import read_tar
@@ -33,6 +32,7 @@ from imprint.core.pixels import decode_image, encode_image
 from imprint.core.records import ClipRecord, FrameRecord, MaskRecord, Rejection, load_records
 from imprint.core.stage import open_stage
 from imprint.segmentation import build_follower, build_separator, build_session
+from imprint.segmentation.networks import identify
 
 STAGE = "segment_objects"
 CLIPS, FRAMES = Path("data/clips.parquet"), Path("data/frames")
@@ -57,7 +57,7 @@ def run_segment_objects(params: Params, root: Path = Path("."), *, chunk: str | 
     run = open_stage(STAGE, section, [CLIPS, FRAMES, *list_weights_folders(section)], __name__, root)
     records = {clip.clip_id: clip for clip in load_records(root / CLIPS, ClipRecord)}
     clips = group_by_clip(load_records(root / FRAMES / "index.parquet", FrameRecord))
-    model = compute_file_digest(Path(section.model)) if os.path.isfile(section.model) else section.model
+    model = identify(section.model)
     weights = [compute_path_digest(folder) for folder in list_weights_folders(section)]
     jobs = []
     for clip_id, frames in clips.items():
@@ -122,8 +122,8 @@ def segment_clip(job: ClipJob) -> Product[MaskRecord]:
         else:
             tracks = take_each(found)
     kept, rejected_tracks = select_tracks(tracks, job)
-    masks, rows = draw_tracks(kept, job.frames)
-    return Product(masks, rows, rejections + rejected_tracks)
+    masks, rows, covered = draw_tracks(kept, job.frames, job.params)
+    return Product(masks, rows, rejections + rejected_tracks + covered)
 
 
 def follow_objects(job: ClipJob) -> tuple[list[Track], list[Rejection]]:
@@ -200,22 +200,47 @@ def select_tracks(tracks: Sequence[Track], job: ClipJob) -> tuple[dict[int, Trac
 
 
 def draw_tracks(
-    tracks: Mapping[int, Track], frames: Sequence[FrameRecord]
-) -> tuple[list[tuple[str, bytes]], list[MaskRecord]]:
-    """PNG members, grey = track number, and their rows by frame; frames without an object have no member."""
+    tracks: Mapping[int, Track], frames: Sequence[FrameRecord], params: SegmentObjects
+) -> tuple[list[tuple[str, bytes]], list[MaskRecord], list[Rejection]]:
+    """PNG members, grey = track number, and their rows by frame; frames without an object have no member.
+
+    A pixel that several objects claim is the smallest one's: it lies in front, or inside. The rows tell of what is
+    drawn, and what others cover so far that it is no object any more is left out.
+    """
     by_frame: dict[int, list[tuple[int, Instance]]] = {}
     for number, track in tracks.items():
         for position, instance in zip(track.frames, track.instances, strict=True):
             by_frame.setdefault(position, []).append((number, instance))
-    members, rows = [], []
+    members, rows, rejections = [], [], []
     for position, objects in sorted(by_frame.items()):
         frame = frames[position]
-        canvas = np.zeros((frame.height_px, frame.width_px), np.uint8)
-        for number, instance in objects:
-            canvas[instance.box.slices][instance.mask] = number
-            rows.append(_build_row(frame, number, instance))
-        members.append((rows[-1].member, encode_image(canvas)))
-    return members, rows
+        canvas, seen = paint_objects(dict(objects), (frame.height_px, frame.width_px), params)
+        drawn = [_build_row(frame, number, seen[number]) for number, _ in objects if number in seen]
+        if drawn:
+            members.append((drawn[0].member, encode_image(canvas)))
+        rows += drawn
+        item = f"{frame.clip_id}:{frame.sample_index}"
+        rejections += [
+            Rejection(stage=STAGE, item=item, reason="covered", detail=f"track {number}, {describe_box(instance.box)}")
+            for number, instance in objects
+            if number not in seen
+        ]
+    return members, rows, rejections
+
+
+def paint_objects(
+    objects: Mapping[int, Instance], frame_hw: tuple[int, int], params: SegmentObjects
+) -> tuple[np.ndarray, dict[int, Instance]]:
+    """uint8 [h, w] of the objects' numbers, 0 for none, and of each the instance that is seen there."""
+    canvas, seen = np.zeros(frame_hw, np.uint8), dict[int, Instance]()
+    for number, instance in sorted(objects.items(), key=lambda found: -found[1].area_px):
+        canvas[instance.box.slices][instance.mask] = number
+    for number, instance in objects.items():
+        left = uncover(instance, instance.mask & (canvas[instance.box.slices] == number), frame_hw, params)
+        seen |= {number: left} if left else {}
+    if len(seen) < len(objects):  # what is left of the others is nobody's, or what lies below them
+        return paint_objects({number: objects[number] for number in seen}, frame_hw, params)
+    return canvas, seen
 
 
 def _build_row(frame: FrameRecord, number: int, instance: Instance) -> MaskRecord:

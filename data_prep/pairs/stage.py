@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,11 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
     usable, rejections = select_views(masks, section, orders, frames)
     save_ledger(STAGE, rejections, root)
     check_share(STAGE, "views", len(rejections), len(masks) - len(rejections), section.max_rejected_share)
-    clips = [
-        load_clip(clip_id, tracks, frames[clip_id], root)
-        for clip_id, tracks in track(usable.items(), "mine_pairs: clips", len(usable))
-    ]
+    clips = []
+    for clip_id, tracks in track(usable.items(), "mine_pairs: clips", len(usable)):
+        clip, unseen = keep_seen(load_clip(clip_id, tracks, frames[clip_id], root), orders[clip_id])
+        clips += [clip] if clip.tracks else []
+        rejections += unseen
     splits = split_clips(clips, section, root)
     pairs: list[PairRecord] = []
     for clip in clips:
@@ -64,7 +65,7 @@ def run_mine_pairs(params: Params, root: Path = Path(".")) -> None:
     pairs, dropped = drop_reviewed(pairs, masks, root)
     rejections += dropped
     save_ledger(STAGE, rejections, root)
-    print_counts(STAGE, f"{len(pairs)} pairs of {len(usable)} clips ({describe_counts(pairs)})", rejections)
+    print_counts(STAGE, f"{len(pairs)} pairs of {len(clips)} clips ({describe_counts(pairs)})", rejections)
     possible = {kind for clip in clips for kind in KINDS_OF_ORDER[orders[clip.clip_id]]}
     for kind in [kind for kind, limit in section.max_pairs_per_track.items() if limit and kind in possible]:
         counts: Counter[Split] = Counter(pair.split for pair in pairs if pair.kind == kind)
@@ -117,6 +118,16 @@ def select_views(
         else:
             rejections.append(_reject(rows[0], "no_second_view", "the only usable view of its track"))
     return usable, rejections
+
+
+def keep_seen(clip: ClipViews, order: Order) -> tuple[ClipViews, list[Rejection]]:
+    """The clip with those tracks that have views enough, by what is drawn; and a rejection per view of which nothing
+    is. A mask's row and its picture may have come apart: that is the view's end, not the stage's."""
+    rejections = [_reject(row, "empty_mask", "no pixel of it is drawn") for row in clip.unseen]
+    kept = [track for track in clip.tracks if len(track.rows) > 1 or order != "time"]
+    alone = [track.rows[0] for track in clip.tracks if len(track.rows) == 1 and order == "time"]
+    rejections += [_reject(row, "no_second_view", "the only usable view of its track") for row in alone]
+    return replace(clip, tracks=kept), rejections
 
 
 def describe_counts(pairs: Sequence[PairRecord]) -> str:

@@ -53,12 +53,16 @@ class ClipViews:
     backgrounds: Backgrounds
     places: Mapping[int, int]  # sample index => row of `hashes` and `backgrounds`
     features: Mapping[int, Features]
+    unseen: Sequence[MaskRecord] = ()
 
 
 def load_clip(
     clip_id: str, tracks: Sequence[Sequence[MaskRecord]], frames: Mapping[int, FrameRecord], root: Path
 ) -> ClipViews:
-    """Read one clip's tars once; `frames` by sample index."""
+    """Read one clip's tars once; `frames` by sample index.
+
+    A view of which no pixel is drawn is none of its track's, but `unseen`.
+    """
     tars = root / FRAMES / f"{clip_id}.tar", root / MASKS / f"{clip_id}.tar"
     images, masks = read_tar(tars[0]), read_tar(tars[1])
     indices = sorted({row.sample_index for rows in tracks for row in rows})
@@ -70,18 +74,20 @@ def load_clip(
         image = decode_image(images[frames[index].member], f"{tars[0]}:{index}")
         of_frame = [row for rows in tracks for row in rows if row.sample_index == index]
         ids = decode_image(masks[of_frame[0].member], f"{tars[1]}:{index}")[..., 0]
-        for row in of_frame:
+        for row in [row for row in of_frame if (ids == row.track).any()]:
             thumbnails[row.track, index] = crop_object(image, ids == row.track, THUMBNAIL_PX)
         backgrounds.append(shrink_background(image, ids > 0))
         if place in scenes:
             features[place] = find_features(image, ids > 0)
+    seen = [[row for row in rows if (row.track, row.sample_index) in thumbnails] for rows in tracks]
     return ClipViews(
         clip_id=clip_id,
-        tracks=[_build_track(rows, thumbnails, frames) for rows in tracks],
+        tracks=[_build_track(rows, thumbnails, frames) for rows in seen if rows],
         hashes=[int(frames[index].phash, 16) for index in indices],
         backgrounds=Backgrounds(*(np.stack(parts) for parts in zip(*backgrounds, strict=True))),
         places={index: place for place, index in enumerate(indices)},
         features=features,
+        unseen=[row for rows in tracks for row in rows if (row.track, row.sample_index) not in thumbnails],
     )
 
 

@@ -110,28 +110,38 @@ def _list_beside(package: Path) -> Iterator[Path]:
 
 def compute_input_digests(paths: Iterable[Path], root: Path = Path(".")) -> dict[str, str]:
     """Path => digest of its content, the same as `compute_path_digest`'s. `InputError` names one that is missing."""
-    known = _load_known(root)
-    digests, seen = {}, {}
+    files, digests = FileDigests(root / DIGESTS), {}
     for path in paths:
         if not (root / path).exists():
             raise InputError(f"{path} is missing; run `dvc repro` (or `dvc pull`) first")
-        digests[path.as_posix()] = compute_path_digest(root / path, digest_file=lambda file: _digest(file, known, seen))
-    if any(known.get(name) != entry for name, entry in seen.items()):
-        kept = {name: entry for name, entry in known.items() if name not in seen and os.path.lexists(name)}
-        write_json_atomic(root / DIGESTS, kept | seen)
+        digests[path.as_posix()] = compute_path_digest(root / path, digest_file=files.compute)
+    files.save()
     return digests
 
 
-def _digest(file: Path, known: Mapping[str, list], seen: dict[str, list]) -> str:
-    """The file's digest; `known` and `seen` are absolute path => [marks, digest]."""
-    name, marks = os.path.abspath(file), _read_marks(file)
-    entry = known.get(name)
-    if entry is None or entry[0] != marks:
-        entry = [marks, compute_file_digest(file)]
-        if _read_marks(file) != marks or time.time_ns() - max(marks[1:3]) < _SETTLED_NS:
-            return entry[1]  # it may change again and look the same
-    seen[name] = entry
-    return entry[1]
+class FileDigests:
+    """Digests of files, remembered in a file of their own; one that is damaged costs a reading, no more."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path  # None: nothing is remembered
+        self._known, self._seen = _load_known(path) if path else {}, dict[str, list]()
+
+    def compute(self, file: Path) -> str:
+        """sha256 in hex of the file's bytes; not read again if nothing tells that it has changed."""
+        name, marks = os.path.abspath(file), _read_marks(file)
+        entry = self._known.get(name)
+        if entry is None or entry[0] != marks:
+            entry = [marks, compute_file_digest(file)]
+            if _read_marks(file) != marks or time.time_ns() - max(marks[1:3]) < _SETTLED_NS:
+                return entry[1]  # it may change again and look the same
+        self._seen[name] = entry
+        return entry[1]
+
+    def save(self) -> None:
+        """Remember what was computed, and forget files that are gone."""
+        if self._path and any(self._known.get(name) != entry for name, entry in self._seen.items()):
+            kept = {name: entry for name, entry in self._known.items() if os.path.lexists(name)}
+            write_json_atomic(self._path, kept | self._seen)
 
 
 def _read_marks(file: Path) -> list[int]:
@@ -139,10 +149,10 @@ def _read_marks(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
 
 
-def _load_known(root: Path) -> dict[str, list]:
-    """The digests of earlier runs. A file of them that is damaged costs a reading, no more."""
+def _load_known(path: Path) -> dict[str, list]:
+    """Absolute path => [marks, digest]."""
     try:
-        entries = json.loads((root / DIGESTS).read_text())
+        entries = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     items = entries.items() if isinstance(entries, dict) else ()

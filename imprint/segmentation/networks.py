@@ -9,10 +9,14 @@ foreground to it: see `imprint/segmentation/separator.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from imprint.core.errors import InputError
+from imprint.core.files import compute_file_digest
+from imprint.core.params import Count, Positive, Section, parse_section
 
 SHIPPED_NAME = "imprint-small"
 SHIPPED_PATH = Path(__file__).with_name("imprint_small.onnx")
@@ -37,9 +41,9 @@ class Network:
     commercial: bool = True
 
 
-ANY_FILE = Network()  # the convention for ONNX files of the user's own; rembg's `u2net_custom` has it too
 SHIPPED = Network(size_px=128, logits=False)
 _BIREFNET = Network(size_px=1024, logits=True)
+_ISNET = Network(1024, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), logits=False)
 
 # rembg's own input sizes, means and outputs (rembg/sessions/*.py, 2.0.86).
 REMBG_NETWORKS = {
@@ -47,7 +51,7 @@ REMBG_NETWORKS = {
     "u2netp": Network(logits=False),
     "u2net_human_seg": Network(logits=False),
     "silueta": Network(logits=False),
-    "isnet-general-use": Network(1024, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), logits=False),
+    "isnet-general-use": _ISNET,
     "isnet-anime": Network(1024, IMAGENET_MEAN, (1.0, 1.0, 1.0), logits=False),
     "birefnet-general": _BIREFNET,
     "birefnet-general-lite": _BIREFNET,
@@ -58,6 +62,17 @@ REMBG_NETWORKS = {
     "birefnet-cod": _BIREFNET,
     "birefnet-massive": _BIREFNET,
     "bria-rmbg": Network(1024, commercial=False),
+}
+
+# What is assumed of a file of the user's own, by the family that its name begins with, or that its settings name. Files
+# of one family differ in whether the sigmoid is in them: that is tried.
+FAMILIES = {
+    "u2net": Network(),
+    "silueta": Network(),
+    "isnet-anime": Network(1024, IMAGENET_MEAN, (1.0, 1.0, 1.0)),
+    "isnet": replace(_ISNET, logits=None),
+    "birefnet": replace(_BIREFNET, logits=None),
+    "rmbg": Network(1024),
 }
 
 REFUSED = {
@@ -90,7 +105,61 @@ def find_network(model: str, *, allow_noncommercial: bool) -> Network:
         raise InputError(f"segment_objects.model: unknown model {model!r}; use {known}, or the path of an ONNX file")
     if not Path(model).is_file():
         raise InputError(f"segment_objects.model: there is no file {model}; put the ONNX file there, or {REMEDY}")
-    return ANY_FILE
+    return describe_file(Path(model))
+
+
+class FileSettings(Section):
+    """`net.json` beside `net.onnx`: how the file wants its pictures, where its family's way is not it."""
+
+    family: Literal["u2net", "silueta", "isnet-anime", "isnet", "birefnet", "rmbg"] | None = None
+    size_px: Count | None = None
+    mean: Colour | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    logits: bool | None = None
+
+
+def describe_file(path: Path) -> Network:
+    """How to feed a file of the user's own: by its settings, else by the rembg model or family that its name tells of,
+    else as U2-Net. `InputError` names a wrong key of the settings."""
+    settings = load_settings(path)
+    known = REMBG_NETWORKS.get(path.stem) or FAMILIES[find_family(path) or "u2net"]
+    network = FAMILIES[settings.family] if settings.family else known
+    given = settings.model_dump(exclude={"family"}, exclude_none=True)
+    return replace(network, commercial=True, **given)
+
+
+def find_family(path: Path) -> str | None:
+    """The family that a file's name begins with."""
+    plain = path.stem.lower().replace("_", "-")
+    return next((family for family in FAMILIES if plain.startswith(family)), None)
+
+
+def load_settings(path: Path) -> FileSettings:
+    """Of an ONNX file; none where there is no such file."""
+    file = path.with_suffix(".json")
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError:
+        return FileSettings()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); mend it, or take it away") from None
+    return parse_section(FileSettings, values, str(file))
+
+
+def explain_guess(path: Path, network: Network) -> str:
+    """A line on what is assumed of a file that nothing is known of; empty if its name or its settings tell."""
+    if path.with_suffix(".json").is_file() or path.stem in REMBG_NETWORKS or find_family(path):
+        return ""
+    return (
+        f"segment_objects.model: {path} is fed as U2-Net is (mean {network.mean}, std {network.std}); if it is of "
+        f"another family ({', '.join(FAMILIES)}), say so in {path.with_suffix('.json').name} beside it, for example "
+        '{"family": "isnet"}'
+    )
+
+
+def identify(model: str) -> str:
+    """What masks depend on: a name, or a file's content with how it is fed."""
+    return f"{compute_file_digest(Path(model))} {describe_file(Path(model))}" if Path(model).is_file() else model
 
 
 def is_path(model: str) -> bool:

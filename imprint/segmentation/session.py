@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,15 @@ from PIL import Image
 
 from imprint.core.errors import InputError
 from imprint.core.params import SegmentObjects
-from imprint.segmentation.networks import REMEDY, SHIPPED_NAME, SHIPPED_PATH, Network, find_network, is_path
+from imprint.segmentation.networks import (
+    REMEDY,
+    SHIPPED_NAME,
+    SHIPPED_PATH,
+    Network,
+    explain_guess,
+    find_network,
+    is_path,
+)
 
 # Importing rembg compiles numba code for over a minute; only its alpha matting, not used here, needs it compiled.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
@@ -28,15 +38,18 @@ import rembg
 from rembg.sessions import sessions as rembg_sessions
 from rembg.sessions.base import BaseSession
 
+MIN_SPREAD = 1e-4  # by how much the answers to nothing, noise and an object differ at some place, at least
+
 
 class NetworkSession(BaseSession):
     """One ONNX file as rembg sees it: `predict` is rembg's protocol, `compute_scores` gives the raw probabilities."""
 
-    def __init__(self, path: Path, network: Network, options: ort.SessionOptions) -> None:
+    def __init__(self, path: Path, network: Network, options: ort.SessionOptions, *, is_known: bool = True) -> None:
         super().__init__(path.stem, options, model_path=path)  # chooses onnxruntime's provider and loads the file
         self.size_hw, self.fixed_batch = _read_input_shape(self.inner_session, network)
         self.network = network
-        self.logits = _find_logits(self) if network.logits is None else network.logits
+        known = network.logits if is_known else None
+        self.logits = _try_out(self, path, network) if known is None else known
 
     @classmethod
     def download_models(cls, *_: Any, **kwargs: Any) -> str:
@@ -112,15 +125,19 @@ def build_options(threads: int) -> ort.SessionOptions:
 
 @functools.cache  # one per process; a forked child must not use its parent's, hence the process in the key
 def _open_network(model: str, path: Path | None, network: Network, threads: int, _process: int) -> NetworkSession:
+    is_known = path is None
     if path is None:
         path = SHIPPED_PATH if model == SHIPPED_NAME else _fetch_weights(model)
     try:
-        return NetworkSession(path, network, build_options(threads))
+        session = NetworkSession(path, network, build_options(threads), is_known=is_known)
     except InputError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = _first_line(error)
         raise InputError(f"segment_objects.model: {path} is no usable ONNX file ({reason}); {REMEDY}") from error
+    if not is_known and parent_process() is None and (guess := explain_guess(path, network)):
+        print(guess, file=sys.stderr, flush=True)
+    return session
 
 
 def _fetch_weights(model: str) -> Path:
@@ -146,12 +163,26 @@ def _read_input_shape(session: ort.InferenceSession, network: Network) -> tuple[
     return (height or network.size_px, width or network.size_px), batch
 
 
-def _find_logits(session: NetworkSession) -> bool:
-    """Whether the network's answers leave [0, 1]: tried on black, on white and on noise."""
-    noise = np.random.default_rng(0).integers(0, 256, (*session.size_hw, 3), np.uint8)
-    tries = [np.zeros_like(noise), np.full_like(noise, 255), noise]
-    answers = np.concatenate([session.run_network([image]) for image in tries])
-    return bool(answers.min() < -1e-3 or answers.max() > 1 + 1e-3)
+def _try_out(session: NetworkSession, path: Path, network: Network) -> bool:
+    """Whether a file's answers are logits: they are if they leave [0, 1], unless its settings say. `InputError` for a
+    file that has nothing to say."""
+    answers = np.concatenate([session.run_network([image]) for image in _draw_tries(*session.size_hw)])
+    if not np.isfinite(answers).all() or np.ptp(answers, axis=0).max() < MIN_SPREAD:
+        raise InputError(
+            f"segment_objects.model: {path} answers the same whatever it is shown (as some converted files do); "
+            f"export it again, or {REMEDY}"
+        )
+    leaves = bool(answers.min() < -1e-3 or answers.max() > 1 + 1e-3)
+    return leaves if network.logits is None else network.logits
+
+
+def _draw_tries(height: int, width: int) -> list[np.ndarray]:
+    """Nothing, noise, and an object: a disc, bright on dark with a texture of its own."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    ground = np.linspace(40, 90, height)[:, None, None] * np.ones((1, width, 3))
+    disc = np.hypot(*np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j])[..., None] < 0.5
+    stripes = 170 + 60 * np.sin(np.arange(width) * 20 / width)[None, :, None] * np.array([1.0, 0.6, -0.8])
+    return [np.zeros_like(noise), noise, np.where(disc, stripes, ground).astype(np.uint8)]
 
 
 def _resize_scores(scores: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:

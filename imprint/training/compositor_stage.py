@@ -6,7 +6,7 @@ from pathlib import Path
 
 from imprint.core.errors import InputError
 from imprint.core.params import Params, TrainCompositor
-from imprint.core.sources import Source
+from imprint.core.sources import Source, is_folder
 from imprint.core.stage import open_stage
 from imprint.data import ShardReader
 from imprint.models import ImprintModel, Preset, build_model, load_card, load_part
@@ -27,7 +27,7 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
     """
     section = params.train_compositor
     start = [] if section.init_unet in (FRESH, PUBLISHED) else [Path(section.init_unet)]
-    run = open_stage(STAGE, section, [SHARDS, ENCODER, *start], __name__, root)
+    run = open_stage(STAGE, section, [SHARDS, ENCODER, *start, *list_weights_folders(section, root)], __name__, root)
     with work_on(run, root) as tracker:
         reader = ShardReader(root / SHARDS)
         model = build_start(root, seed=section.seed, init_unet=section.init_unet)
@@ -53,6 +53,14 @@ def run_train_compositor(params: Params, root: Path = Path(".")) -> None:
         }
         outcome = {"state": state, "params": section, "run": run, "tracker": tracker}
         publish_model(model, "compositor", extra=extra, target=root / OUT, **outcome)
+
+
+def list_weights_folders(section: TrainCompositor, root: Path) -> list[Path]:
+    """The folder of the published base, where that is what the U-Net starts from and it is no hub id."""
+    if section.init_unet != PUBLISHED or not (root / ENCODER).is_dir():
+        return []
+    base = find_base(root / ENCODER)
+    return [Path(base.name)] if is_folder(base, root) else []
 
 
 def build_start(root: Path, *, seed: int, init_unet: str) -> ImprintModel:
