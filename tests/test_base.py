@@ -236,13 +236,16 @@ def test_a_checkpoint_too_large_for_the_repository_is_refused(tmp_path: Path) ->
     (tmp_path / "b.safetensors").write_bytes(bytes(16_000_001))
     with pytest.raises(InputError, match=r"b.safetensors has 16,000,001 bytes"):
         check_size(tmp_path)
-    (tmp_path / "b.safetensors").write_bytes(bytes(12_000_000))
-    with pytest.raises(InputError, match=r"21,000,000 bytes, more than 20,000,000"):
+    for name in "bcd":
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(12_000_000))
+    with pytest.raises(InputError, match=r"45,000,000 bytes, more than 40,000,000"):
         check_size(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["base.yaml", "base-cpu.yaml", "base-more.yaml"])
+@pytest.mark.parametrize("name", ["base.yaml", "base-cpu.yaml", "base-more.yaml", "base-flow.yaml"])
 def test_the_shipped_recipes_are_valid(name: str) -> None:
     params = load_params(ROOT / "params.yaml", ROOT / "params" / name)
-    assert params.pretrain_encoder.init == ("checkpoints/base" if name == "base-more.yaml" else "checkpoints/fresh")
+    assert params.pretrain_encoder.init == (
+        "checkpoints/base" if name in ("base-more.yaml", "base-flow.yaml") else "checkpoints/fresh"
+    )
     assert params.train_compositor.init_unet == "models/pretrained"
