@@ -63,7 +63,7 @@ def build_meta_model(
         task.stage,
         from_scratch=from_scratch,
         train_middle_block=train_middle_block,
-        rates=task.params.learning_rate.model_dump(),
+        rates=params.learning_rate.model_dump(),
     )
     return model.train()
 
