@@ -192,6 +192,7 @@ def test_each_fault_costs(fault: str) -> None:
         "mask": truth.opacity > 0.5,
         "hole": build_hole(Box(4, 4, 60, 60)),
         "has_plate": torch.tensor([True]),
+        "level": LEVEL["box"],
         "weights": replace(FlowWeights(), reach=0.0, gain=0.0, expected_error=0.0),
     }
     wrong = {
@@ -201,6 +202,43 @@ def test_each_fault_costs(fault: str) -> None:
     }[fault]
     losses = [compute_flow_losses(fields, render(fields, reference, grid), **known) for fields in (right, wrong)]
     assert float(losses[1]) > float(losses[0]) + 0.01
+
+
+def test_moving_and_resizing_are_free_but_bending_is_not() -> None:
+    """The restraint alone: what the loss adds for a change of form, all else being equal."""
+    grid, reference = build_grid(64, 64), draw_reference()
+    plain = build_fields(torch.tensor([[[1.5, 0.0, 0.0], [0.0, 1.5, 0.0]]]))
+    bent = torch.zeros(1, 2, 8, 8)
+    bent[:, 0] = torch.linspace(-0.1, 0.1, 8)[:, None] ** 2 * 20
+    changed = {
+        "moved": replace(plain, affine=plain.affine + torch.tensor([0.0, 0.0, 0.2])),
+        "larger": replace(plain, affine=plain.affine * 0.8),
+        "stretched": replace(plain, affine=plain.affine * torch.tensor([[[1.2], [0.9]]])),
+        "turned": replace(plain, affine=plain.affine + torch.tensor([[[0.0, -0.3, 0.0], [0.3, 0.0, 0.0]]])),
+        "bent": replace(plain, flow=bent),
+    }
+    names = ("bend", "strain", "turn")
+    free = replace(FlowWeights(), reach=0.0, **dict.fromkeys(names, 0.0))
+    held = replace(FlowWeights(), reach=0.0)
+
+    def compute_cost(fields: Fields, level: str) -> float:
+        rendering = render(fields, reference, grid)
+        known = {
+            "background": torch.zeros(1, 3, 64, 64),
+            "scene": torch.zeros(1, 3, 64, 64),
+            "mask": rendering.opacity > 0.5,
+            "hole": build_hole(Box(4, 4, 60, 60)),
+            "has_plate": torch.tensor([True]),
+            "level": LEVEL[level],
+        }
+        losses = [compute_flow_losses(fields, rendering, weights=weights, **known) for weights in (held, free)]
+        return float(losses[0] - losses[1])
+
+    costs = {name: compute_cost(fields, "box") for name, fields in changed.items()}
+    assert costs["moved"] == pytest.approx(0.0, abs=1e-6)
+    assert costs["larger"] == pytest.approx(0.0, abs=1e-6)
+    assert min(costs["stretched"], costs["turned"], costs["bent"]) > 1e-3
+    assert compute_cost(changed["bent"], "exact") < 0.5 * costs["bent"]  # an outline is there to be filled
 
 
 def build_batch(params: Params, shards: Path) -> tuple[CompositingTask, object]:

@@ -211,6 +211,7 @@ def compute_appearance_losses(
             mask=batch.mask,
             hole=batch.hole,
             has_plate=~batch.hidden,
+            level=batch.level,
             weights=FlowWeights(),
         )
     return losses * (batch.kind != PAIR_KINDS.index("multiview"))
