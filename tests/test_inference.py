@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from imprint.cli import app
@@ -164,6 +166,9 @@ def test_a_hole_too_thin_for_the_model_is_an_input_error(compositor: Compositor)
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
+ABOUT = {"model": "models/compositor", "view": 1, "shadow_reach": 0.0, "outside_unchanged": True}
+
+
 def run_composite(project: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> tuple[int, str]:
     """Exit code and standard error of `imprint composite` in the project's folder."""
     options = {"object": "object.png", "background": "background.png", "mask": "mask.png", "output": "out.png"}
@@ -183,6 +188,9 @@ def test_the_command_writes_the_composite(project: Path, monkeypatch: pytest.Mon
         pictures["object"], pictures["background"], hole, level="coarse", steps=2, seed=3
     )
     np.testing.assert_array_equal(pictures["out"], expected)
+    with Image.open(project / "out.png") as picture:
+        about = json.loads(picture.info["imprint"])
+    assert about == {**ABOUT, "level": "coarse", "seed": 3, "steps": 2}
     (project / "out.png").unlink()
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from imprint.core.errors import InputError
+from imprint.core.files import write_bytes_atomic
 from imprint.core.masks import MASK_LEVELS, MaskLevel
-from imprint.core.pixels import save_image
 from imprint.inference.inputs import Mode, check_output, list_views, load_request
 
 CUT_SHADOW_SHARE = 0.3  # of the object's shadow outside the hole: above it the user is told
@@ -52,13 +58,23 @@ def composite_files(
     from imprint.inference.loading import load_compositor
 
     made = load_compositor(model, root).composite_batch([request], **sampling)[0]
-    save_image(output_path, made.picture)
+    about = {"model": model, "level": request.level, "mode": mode, "seed": seed, "view": made.view + 1, **sampling}
+    about |= {"shadow_reach": shadow_reach, "outside_unchanged": shadow_reach == 0}
+    _save(output_path, made.picture, {name: value for name, value in about.items() if value is not None})
     if len(request.more_objects) and made.expected_error is not None:
         print(f"view {made.view + 1} of {1 + len(request.more_objects)} fits best and was taken")
     if shadow_reach > 0:
         print(f"the shadow may leave the mask by {shadow_reach:g} of its longer side: pixels outside it have changed")
     elif made.cut_shadow > CUT_SHADOW_SHARE:
         print("much of the shadow lies outside the mask: give it room by a larger mask, or by --shadow-reach 0.3")
+
+
+def _save(path: Path, picture: np.ndarray, about: Mapping[str, Any]) -> None:
+    """A PNG whose text `imprint` (JSON) says how it was made, and whether anything outside the mask has changed."""
+    text, data = PngInfo(), io.BytesIO()
+    text.add_itxt("imprint", json.dumps(about))
+    Image.fromarray(picture).save(data, "png", pnginfo=text)
+    write_bytes_atomic(path, data.getvalue())
 
 
 def _parse_level(level: str) -> MaskLevel:
