@@ -19,6 +19,7 @@ from imprint.core.params import PackShards
 from imprint.core.pixels import load_image, put_on_black
 from imprint.core.records import PairKind, PairRecord, ViewRecord, build_id, save_records
 from imprint.data import ShardReader, View
+from imprint.evaluation.summary import Groups
 from imprint.evaluation.world import (
     CASE_TILES,
     OBJECT_TILES,
@@ -30,7 +31,10 @@ from imprint.evaluation.world import (
     run_evaluate_world,
 )
 from imprint.evaluation.world_composites import build_case, build_trials, choose_scene_pairs
+from imprint.evaluation.world_views import format_view_counts, measure_view_counts
+from imprint.inference.composer import Compositor
 from imprint.models import PRESETS, build_model, save_model
+from imprint.models.presets import choose_flow
 from tests.evaluation_cases import draw_case
 
 NUM_OBJECTS, NUM_ALONE, NUM_SCENES = 5, 2, 2
@@ -239,6 +243,26 @@ def test_the_same_seed_gives_the_same_files(project: Path, tmp_path: Path) -> No
     for name, titles, rows in (("contact_sheet", CASE_TILES, 5), ("objects_sheet", OBJECT_TILES, 3)):
         shape = load_image(tmp_path / "a" / f"{name}.png").shape
         assert shape == (26 + rows * side_px, 2 * (92 + len(titles) * side_px), 3)
+
+
+def test_more_views_are_told_only_where_the_model_chooses_among_them(project: Path) -> None:
+    """A flow that expects the same error of every view keeps the first one; one that does not takes others."""
+    reader = ShardReader(project / "shards")
+    chosen = choose_scene_pairs(reader.pairs, [f"object{n}" for n in range(NUM_OBJECTS)], per_stratum=5, seed=0)
+    settings = WorldSettings(steps=1)
+    groups = Groups(view_changes=list(chosen), levels=MASK_LEVELS, bootstrap_samples=50, seed=0)
+    options = {"making": settings.describe_making(), "groups": groups}
+    model = build_model(choose_flow(PRESETS["tiny"], wanted=True), seed=0)
+    same = measure_view_counts(Compositor(model), reader, chosen, **options)
+    assert set(same) == {"0-20", "90-180"}
+    assert all(counts["1"] == counts["4"] == counts["12"] for counts in same.values())
+    assert model.appearance_flow is not None
+    torch.nn.init.normal_(model.appearance_flow.error.weight, generator=torch.Generator().manual_seed(0))
+    other = measure_view_counts(Compositor(model), reader, chosen, **options)
+    assert all(counts["1"] == same[name]["1"] for name, counts in other.items())
+    assert any(counts["1"] != counts["12"] for counts in other.values())
+    assert "| 0-20 | object psnr db |" in format_view_counts(other)
+    assert measure_view_counts(Compositor(build_model(PRESETS["tiny"], seed=0)), reader, chosen, **options) == {}
 
 
 def test_other_settings_are_another_protocol(project: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ from imprint.evaluation.world_composites import (
     measure_composites,
     time_composite,
 )
+from imprint.evaluation.world_views import LEVEL, format_view_counts, measure_view_counts
 from imprint.inference.composer import Compositor
 from imprint.models import ImprintModel, load_model
 
@@ -135,6 +136,7 @@ def run_evaluate_world(
         "model": compute_path_digest(model_dir)[:12],
         "identity": identity,
         "composites": composites,
+        "views": measure_view_counts(Compositor(model), reader, chosen, making=making, groups=groups),
     }
     save_image(out / "objects_sheet.png", objects_sheet)
     save_image(out / "contact_sheet.png", build_sheet(list_rows(shown), CASE_TILES))
@@ -261,6 +263,9 @@ def format_table(results: dict[str, Any]) -> str:
     numbers = {name: cell for name, cell in identity.items() if isinstance(cell, dict)}
     lines += [f"  {n:<20}{c['mean']:8.3f}   {c['low']:.3f} .. {c['high']:.3f}" for n, c in numbers.items()]
     lines.append(f"\n{composites['num_composites']} composites of {composites['num_objects']} objects")
+    if results["views"]:
+        title = f"Several views of the object, of which the model takes the one that fits best (mask level {LEVEL}):"
+        lines += ["", title, "", format_view_counts(results["views"])]
     return "\n".join([*lines, "", format_all(describe_world(results))])
 
 
