@@ -241,6 +241,27 @@ def test_moving_and_resizing_are_free_but_bending_is_not() -> None:
     assert compute_cost(changed["bent"], "exact") < 0.5 * costs["bent"]  # an outline is there to be filled
 
 
+@pytest.mark.parametrize("has_plate", [True, False])
+def test_shadows_are_learned_from_plates_alone(has_plate: bool) -> None:
+    grid, reference = build_grid(64, 64), draw_reference()
+    plain = build_fields(torch.tensor([[[1.5, 0.0, 0.0], [0.0, 1.5, 0.0]]]))
+    fields = replace(plain, shadow=torch.full((1, 3, 16, 16), 0.2, requires_grad=True))
+    rendering = render(fields, reference, grid)
+    losses = compute_flow_losses(
+        fields,
+        rendering,
+        background=torch.full((1, 3, 64, 64), 0.5),
+        scene=torch.full((1, 3, 64, 64), 0.3),
+        mask=rendering.opacity > 0.5,
+        hole=build_hole(Box(4, 4, 60, 60)),
+        has_plate=torch.tensor([has_plate]),
+        level=LEVEL["box"],
+        weights=FlowWeights(),
+    )
+    (gradient,) = torch.autograd.grad(losses.sum(), fields.shadow, allow_unused=True)
+    assert (gradient is not None and bool(gradient.any())) == has_plate
+
+
 def build_batch(params: Params, shards: Path) -> tuple[CompositingTask, object]:
     rates = {"backbone": 0.0, "adapter": 0.0, "unet": 0.0, "appearance_flow": 0.003}
     section = params.train_compositor.model_copy(

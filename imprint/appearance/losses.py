@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +48,10 @@ def compute_flow_losses(
     weights: FlowWeights,
 ) -> Float[Tensor, " b"]:
     """Loss per sample. Pictures are 0-1; background: what stands behind the object, the plate or the filled hole;
-    has_plate: the background is the scene without the object, so that its shadow is known everywhere."""
+    has_plate: the background is the scene without the object, so that its shadow is known everywhere: from these alone
+    shadows are learned."""
     inside, thing = hole.float(), mask.float()
+    rendering = replace(rendering, shade=_teach_where(has_plate, rendering.shade))
     picture = pyramid_l1(rendering.put_on(background), scene, inside, levels=_LEVELS)
     outline = pyramid_l1(rendering.opacity, thing, torch.ones_like(inside), levels=_LEVELS)
     behind = _compute_background_loss(rendering, background, scene=scene, thing=thing, inside=inside, known=has_plate)
@@ -64,6 +66,11 @@ def compute_flow_losses(
         + weights.gain * fields.gain.mean(dim=(2, 3)).square().mean(dim=1)
     )
     return of_picture + share * behind + restraint + weights.expected_error * surprise
+
+
+def _teach_where(known: Bool[Tensor, " b"], shade: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+    """What is behind the object is made up where no plate is known, and says nothing about the shadow on it."""
+    return torch.where(known[:, None, None, None], shade, shade.detach())
 
 
 def _compute_background_loss(
