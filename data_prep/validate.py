@@ -14,9 +14,8 @@ from data_prep.frames.pictures import (
     fit_mask,
     is_black_and_white,
     load_first_mask,
-    load_ids,
+    load_objects,
     load_picture,
-    number_objects,
 )
 from data_prep.ingest.licences import FILE_NAME
 from data_prep.ingest.stage import Listing, list_clips
@@ -92,7 +91,7 @@ def describe_licences(listing: Listing, default: str) -> str:
 
 def find_objects(mask: Path, picture: np.ndarray, *, order: Order, black_and_white: bool) -> np.ndarray:
     """Ids of the objects in a given mask, [h, w]; `BadPicture` if it holds none or does not fit the picture."""
-    ids = fit_mask(number_objects(load_ids(mask), order, black_and_white), picture.shape, picture.shape)
+    ids = fit_mask(load_objects(mask, order, black_and_white), picture.shape, picture.shape)
     if not ids.any():
         raise BadPicture("empty_mask", "the mask holds no object")
     return ids
@@ -117,7 +116,7 @@ def count_clip(clip: ClipRecord, census: Census, params: Params, root: Path) -> 
             check_first_mask(clip, census, root)
         return
     masks = [root / clip.masks_path / name for name in clip.masks]
-    black_and_white = bool(masks) and is_black_and_white(masks)
+    black_and_white = clip.order == "time" and bool(masks) and is_black_and_white(masks)
     usable, objects = 0, set[int]()
     for number, name in enumerate(clip.frames):
         item = f"{clip.path}/{name}"

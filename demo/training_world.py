@@ -90,9 +90,7 @@ def _render_scenes(seed: int, actor: Actor) -> tuple[dict[str, bytes], list[dict
             camera = fit_camera(camera, [actor.points(pose)], fill=float(rng.uniform(0.38, 0.7)))
             cameras.append(_shift_view(camera, rng))
         full, empty = (
-            render_frames(
-                stage, cast, cameras, size_px=SIZE_PX, num_samples=SCENE_SAMPLES, seed=seed * 8 + 4 + number
-            )
+            render_frames(stage, cast, cameras, size_px=SIZE_PX, num_samples=SCENE_SAMPLES, seed=seed * 8 + 4 + number)
             for cast in ([(actor, pose)], [])
         )
         exposure = compute_card_exposure(stage.light, level=float(rng.uniform(*SCENE_CARD)))
