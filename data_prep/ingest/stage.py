@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.ingest.layouts import LISTINGS, find_layout
 from data_prep.ingest.layouts.item import Item, Problem
+from data_prep.ingest.layouts.unread import list_unread
 from data_prep.ingest.licences import FILE_NAME, load_licences
 from data_prep.ingest.probe import VideoProbe, probe_picture, probe_video
 from data_prep.ledger import check_share, print_counts, save_ledger
@@ -54,6 +55,7 @@ def list_clips(section: Ingest, root: Path) -> Listing:
     source = root / section.source
     layout, reason, others = find_layout(source, f"ingest.source: {section.source}")
     items, problems = LISTINGS[layout](source)
+    problems += list_unread(source, items, problems)
     licences = load_licences(source)
     clips: dict[str, ClipRecord] = {}
     unnamed: set[str] = set()
@@ -90,8 +92,13 @@ def read_clip(item: Item, layout: Layout, *, section: Ingest, licence: str, root
     if item.order == "time" and probe.num_frames < section.min_frames:
         detail = f"{probe.num_frames} frames, ingest.min_frames is {section.min_frames}"
         return Rejection(stage=STAGE, item=path, reason="too_short", detail=detail)
+    try:
+        clip_id = compute_clip_id(item)
+    except OSError as error:
+        detail = f"{error.filename or path} cannot be read ({error.strerror})"
+        return Rejection(stage=STAGE, item=path, reason="unreadable", detail=detail)
     return ClipRecord(
-        clip_id=compute_clip_id(item),
+        clip_id=clip_id,
         path=_name_path(item.folder, root),
         source=section.source,
         licence=licence,
@@ -128,10 +135,18 @@ def compute_clip_id(item: Item) -> str:
     if not item.frames:
         lines.append(compute_file_digest(item.folder))
     for number, name in zip(compute_positions(item.frames, item.order), item.frames, strict=True):
-        lines.append(f"{number} {compute_file_digest(item.folder / name)}")
+        lines.append(f"{number} {_digest_picture(item.folder / name)}")
     if item.masks_folder:
-        lines += [compute_file_digest(item.masks_folder / name) for name in item.masks]
+        lines += [_digest_picture(item.masks_folder / name) for name in item.masks]
     return compute_digest("\n".join(lines))[:16]
+
+
+def _digest_picture(file: Path) -> str:
+    """One that may not be read does not lose the others: `extract_frames` leaves it out with a row."""
+    try:
+        return compute_file_digest(file)
+    except OSError:
+        return "unreadable"
 
 
 def _explain(problem: Problem, root: Path) -> Rejection:

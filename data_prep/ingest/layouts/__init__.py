@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.ingest.layouts import davis, images, mvimgnet, photo_sets, videos
 from data_prep.ingest.layouts.item import Item, Problem
+from data_prep.positions import has_plain_name, show_path
 from imprint.core.errors import InputError
 from imprint.core.records import Layout
 
@@ -32,6 +33,8 @@ def find_layout(source: Path, name: str) -> tuple[Layout, str, list[tuple[Layout
 
     `InputError` where none fits.
     """
+    if any(not has_plain_name(part) for part in (source, *source.parents)):
+        raise InputError(f"{show_path(Path(name))} has a name that is no UTF-8; rename it")
     if not source.exists():
         raise InputError(f"{name} does not exist; set it to a folder in a layout of docs/data_format.md, or one video")
     reasons: dict[Layout, str | None] = {layout: recognize(source) for layout, recognize in RECOGNIZERS.items()}
