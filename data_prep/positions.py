@@ -11,7 +11,6 @@ from pathlib import Path, PurePath
 
 from imprint.core.records import Order
 
-
 _DIGITS = re.compile("([0-9]+)")
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from flows.preflight import find_git_problem
 from flows.processes import build_environment
 from flows.workspace import make_workspace
 from imprint.core.errors import InputError
@@ -17,6 +18,8 @@ REPORT, DATA_REPORT = Path("reports/evaluation"), Path("reports/data")
 
 def run_demo(params: Path | None = None, root: Path = Path(".")) -> None:
     """Run the whole pipeline at `root`, or in a copy of it with the keys of `params` replaced."""
+    if problem := find_git_problem(root):
+        raise InputError(problem)
     if params is not None:
         _run_in(make_workspace(params, root))
         return

@@ -82,6 +82,8 @@ NO_MASKS = {
     "grey photograph": (encode(Image.fromarray(make_photograph()).convert("L")), "photograph"),
     "erased hole": (encode(np.dstack([make_photograph(), (1 - GREY) * 255])), "clear places"),
     "cut-out": (encode(np.dstack([make_photograph(), GREY * 255])), "clear places"),
+    "dark photograph": (encode(np.where(PLACE[..., None], make_photograph(), 0).astype(np.uint8)), "many colours"),
+    "dark cut-out": (encode(np.dstack([make_photograph() // 4 * (np.uint8([4, 1, 1])), GREY * 255])), "clear places"),
     "numbers": (encode(GREY + np.eye(48, 64, dtype=np.uint8) * 2), "numbers of objects"),
     "one grey": (encode(np.full_like(GREY, 100)), "one grey everywhere"),
     "nothing": (encode(np.zeros((48, 64, 4), np.uint8)), "transparent everywhere"),

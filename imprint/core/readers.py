@@ -26,6 +26,9 @@ _MAX_IDS = 32  # values below it, more than two of them, are numbers of objects 
 _FLAT_RANGE = 32  # of 255, in each channel: paint of one colour, with what a lossy format makes of it
 _NOISE_RANGE = 8  # of 255: greys no wider apart are one, with what a lossy format makes of it
 _NEAR = 0.15  # of the way from darkest to brightest
+_MAX_VARIETY = 20.0  # of 255, mean over what is not dark: a JPEG's noise stays below, a photograph's colours do not
+_REMEDY = "give a black picture, white where the object goes"
+_MIN_NEAR_SHARE_PAINT = 0.9  # of paint on a layer, which has no soft rim of its own
 _MIN_NEAR_SHARE = 0.5  # of a mask's pixels lie near one of its ends; a photograph's lie between
 
 
@@ -124,7 +127,24 @@ def read_mask(pixels: np.ndarray, name: str = "the mask") -> np.ndarray:
             raise InputError(f"{name} is transparent everywhere; paint white where the object goes")
         if alpha.min() < 128 <= alpha.max():
             return _read_layer(to_eight_bits(colours), alpha, name)
-    return _read_levels(compute_levels(colours), name)
+    return _read_colours(colours, name)
+
+
+def _read_colours(colours: np.ndarray, name: str, *, min_near_share: float = _MIN_NEAR_SHARE) -> np.ndarray:
+    levels = compute_levels(colours)
+    place = _read_levels(levels, name, min_near_share=min_near_share)
+    if colours.shape[2] == 3 and colours.dtype == np.uint8 and _measure_variety(colours, levels) > _MAX_VARIETY:
+        raise InputError(f"{name} is no mask but a picture of many colours; {_REMEDY}")
+    return place
+
+
+def _measure_variety(colours: np.ndarray, levels: np.ndarray) -> float:
+    """Mean distance, of 255, from the mixtures of the darkest and the brightest colour: those of one brush, however
+    soft, are none; those of a photograph are."""
+    ends = [colours.reshape(-1, 3)[at].astype(np.float32) for at in (levels.argmin(), levels.argmax())]
+    shares = (levels - levels.min()) / max(float(np.ptp(levels)), 1.0)
+    mixed = ends[0] + shares[..., None] * (ends[1] - ends[0])
+    return float(np.abs(colours - mixed)[shares > _NEAR].mean())
 
 
 def compute_levels(colours: np.ndarray) -> np.ndarray:
@@ -141,16 +161,15 @@ def _read_layer(colours: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray
         return alpha > 127
     try:
         place = np.zeros(alpha.shape, bool)
-        place[alpha > 127] = _read_levels(compute_levels(painted[None]), name)[0]
+        place[alpha > 127] = _read_colours(painted[None], name, min_near_share=_MIN_NEAR_SHARE_PAINT)[0]
         return place
     except InputError:
         raise InputError(
-            f"{name} is a picture with clear places, and does not say whether those are meant or the rest; "
-            "give a black picture, white where the object goes"
+            f"{name} is a picture with clear places, and does not say whether those are meant or the rest; {_REMEDY}"
         ) from None
 
 
-def _read_levels(levels: np.ndarray, name: str) -> np.ndarray:
+def _read_levels(levels: np.ndarray, name: str, *, min_near_share: float) -> np.ndarray:
     values = np.unique(levels)
     low, high = float(values[0]), float(values[-1])
     if len(values) == 1:
@@ -169,9 +188,6 @@ def _read_levels(levels: np.ndarray, name: str) -> np.ndarray:
     if 1.0 < high <= 255.0 and high - low <= _NOISE_RANGE:  # one grey that a lossy format wrote
         return np.full(levels.shape, low > 127)
     shares = (levels - low) / (high - low)
-    if ((shares < _NEAR) | (shares > 1.0 - _NEAR)).mean() < _MIN_NEAR_SHARE:
-        raise InputError(
-            f"{name} is no mask: most of it is neither dark nor bright, as in a photograph; "
-            "give a black picture, white where the object goes"
-        )
+    if ((shares < _NEAR) | (shares > 1.0 - _NEAR)).mean() < min_near_share:
+        raise InputError(f"{name} is no mask: most of it is neither dark nor bright, as in a photograph; {_REMEDY}")
     return shares > 0.5

@@ -96,8 +96,8 @@ def is_cut_out(alpha: np.ndarray) -> bool:
 
 
 def cut_out(image: np.ndarray, params_path: Path, name: str = "the object") -> np.ndarray:
-    """RGBA uint8: the picture itself where its alpha cuts something out, else with the mask that segmentation finds, by the
-    network of `segment_objects` in the params file."""
+    """RGBA uint8: the picture itself where its alpha cuts something out, else with the mask that segmentation finds,
+    by the network of `segment_objects` in the params file."""
     if image.shape[2] == 4 and is_cut_out(image[..., 3]):
         return image
     from imprint.segmentation import build_session, segment_image
