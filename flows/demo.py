@@ -40,7 +40,10 @@ def run_dvc(root: Path, *targets: str) -> None:
 def register(root: Path) -> None:
     """Register both models and say what came of it."""
     from flows.registry import register_all
+    from flows.relocation import relocate_store
 
+    if count := relocate_store(root):
+        print(f"The project was moved: {count} places in mlflow.db now name this folder")
     for model in register_all(root):
         print(model.describe())
 

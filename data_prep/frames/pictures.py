@@ -63,7 +63,7 @@ def load_view_mask(path: Path) -> np.ndarray:
 
 
 def _renumber(indices: np.ndarray, palette: Sequence[int]) -> np.ndarray:
-    """Indices => places of their colours in DAVIS' palette, if all that occur are there and in no order of their own."""
+    """Indices => places of their colours in DAVIS' palette, if all that occur are there."""
     davis = {colour: number for number, colour in enumerate(_davis_colours())}
     colours = [tuple(palette[at : at + 3]) for at in range(0, len(palette), 3)]
     used = np.unique(indices).tolist()
@@ -84,7 +84,7 @@ def _by_brightness(indices: np.ndarray, colours: Sequence[tuple[int, ...]], used
     return table[indices]
 
 
-def _davis_colours() -> list[tuple[int, int, int]]:
+def _davis_colours() -> list[tuple[int, ...]]:
     """The 256 colours of DAVIS, which are PASCAL VOC's: a number's bits, dealt to red, green and blue in turn."""
     return [
         tuple(sum(((number >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))

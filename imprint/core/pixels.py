@@ -64,7 +64,7 @@ def load_mask(path: str | Path, what: str = "mask") -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Encoded bytes => uint8 [h, w, 3] RGB or [h, w, 4] RGBA, upright; `InputError` with `name` if they are no image."""
+    """An image's bytes => uint8 [h, w, 3] RGB or [h, w, 4] RGBA, upright; `InputError` names `name` if it is none."""
     image = decode_pixels(data)
     if image is None:
         raise InputError(f"{name} is not a readable image; give a PNG, JPEG or WebP file")

@@ -37,8 +37,8 @@ def resolve_tracking_uri(root: Path) -> str:
 
 
 def build_sqlite_uri(root: Path) -> str:
-    """Of `mlflow.db` in the project. `InputError` for a folder that no such URI can name: what follows a `?` is options,
-    and no escape is undone, so that the database would be made elsewhere."""
+    """Of `mlflow.db` in the project. `InputError` for a folder that no such URI can name: what follows a `?` is
+    options, and no escape is undone, so that the database would be made elsewhere."""
     path = root.resolve() / "mlflow.db"
     if "?" in str(path):
         raise InputError(f"{path.parent} has a `?` in its name, which MLflow's database cannot have; rename the folder")
