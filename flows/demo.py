@@ -12,6 +12,7 @@ from flows.preflight import find_git_problem
 from flows.processes import build_environment
 from flows.workspace import make_workspace
 from imprint.core.errors import InputError
+from imprint.core.stage import read_dvc_digests
 
 REPORT, DATA_REPORT = Path("reports/evaluation"), Path("reports/data")
 
@@ -32,6 +33,7 @@ def run_demo(params: Path | None = None, root: Path = Path(".")) -> None:
 
 def run_dvc(root: Path, *targets: str) -> None:
     """`dvc repro` of all stages or of some, in this terminal: Ctrl-C reaches the stage, which saves and ends."""
+    read_dvc_digests(root)  # a half-merged lock is told before DVC tells it at length
     done = subprocess.run(["dvc", "repro", *targets], cwd=root, env=build_environment(root))
     if done.returncode != 0:
         raise InputError("dvc repro did not finish; the reason stands above, and the same command continues the run")

@@ -2,6 +2,7 @@
 library only."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def find_problems() -> list[str]:
     return [*problems, git] if git else problems
 
 
-def find_git_problem(folder="."):
+def find_git_problem(folder: "str | os.PathLike[str]" = ".") -> str:
     """Why Git, which DVC needs, does not take the folder for a clone, with the remedy; an empty string if it does."""
     if shutil.which("git") is None:
         return "git is missing, DVC needs it: sudo apt-get install git"

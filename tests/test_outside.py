@@ -156,3 +156,21 @@ def test_a_folder_that_is_no_clone_is_told_before_the_install(tmp_path: Path, mo
     assert find_git_problem(tmp_path) == ""
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     assert "safe.directory" in find_git_problem(tmp_path)
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_file_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    from imprint.core.files import write_bytes_atomic
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match="2"), exit_in_one_line("composite"):
+            write_bytes_atomic(tmp_path / "out.png", bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err.startswith(f"composite: {tmp_path / 'out.png'} cannot be written (File too large)")
+    assert list(tmp_path.iterdir()) == []

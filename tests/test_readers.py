@@ -83,7 +83,10 @@ NO_MASKS = {
     "erased hole": (encode(np.dstack([make_photograph(), (1 - GREY) * 255])), "clear places"),
     "cut-out": (encode(np.dstack([make_photograph(), GREY * 255])), "clear places"),
     "dark photograph": (encode(np.where(PLACE[..., None], make_photograph(), 0).astype(np.uint8)), "many colours"),
-    "dark cut-out": (encode(np.dstack([make_photograph() // 4 * (np.uint8([4, 1, 1])), GREY * 255])), "clear places"),
+    "dark cut-out": (
+        encode(np.dstack([make_photograph() // 4 * (np.array([4, 1, 1], np.uint8)), GREY * 255])),
+        "clear places",
+    ),
     "numbers": (encode(GREY + np.eye(48, 64, dtype=np.uint8) * 2), "numbers of objects"),
     "one grey": (encode(np.full_like(GREY, 100)), "one grey everywhere"),
     "nothing": (encode(np.zeros((48, 64, 4), np.uint8)), "transparent everywhere"),
@@ -171,7 +174,7 @@ def test_numbers_of_a_palette_follow_its_colours(tmp_path: Path) -> None:
     numbers = GREY + np.pad(GREY[11:30], ((29, 0), (0, 0)))[:48]
     numbers[40:, :10] = 2
     make_palette(black, red, green, indices=numbers).save(tmp_path / "plain.png")
-    order = np.uint8([2, 1, 0])  # black is the third entry, red the second, green the first
+    order = np.array([2, 1, 0], np.uint8)  # black is the third entry, red the second, green the first
     make_palette(green, red, black, indices=order[numbers]).save(tmp_path / "sorted.png")
     np.testing.assert_array_equal(load_ids(tmp_path / "plain.png"), numbers)
     np.testing.assert_array_equal(load_ids(tmp_path / "sorted.png"), numbers)

@@ -64,7 +64,7 @@ def load_view_mask(path: Path) -> np.ndarray:
 
 def _renumber(indices: np.ndarray, palette: Sequence[int]) -> np.ndarray:
     """Indices => places of their colours in DAVIS' palette, if all that occur are there."""
-    davis = {colour: number for number, colour in enumerate(_davis_colours())}
+    davis: dict[tuple[int, ...], int] = {colour: number for number, colour in enumerate(_davis_colours())}
     colours = [tuple(palette[at : at + 3]) for at in range(0, len(palette), 3)]
     used = np.unique(indices).tolist()
     if any(index >= len(colours) or colours[index] not in davis for index in used):

@@ -170,7 +170,7 @@ def _read_layer(colours: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray
 
 
 def _read_levels(levels: np.ndarray, name: str, *, min_near_share: float) -> np.ndarray:
-    values = np.unique(levels)
+    values: np.ndarray = np.unique(levels)
     low, high = float(values[0]), float(values[-1])
     if len(values) == 1:
         if low in (0.0, 255.0, 65535.0):
