@@ -64,8 +64,8 @@ def load_view_mask(path: Path) -> np.ndarray:
 
 def _renumber(indices: np.ndarray, palette: Sequence[int]) -> np.ndarray:
     """Indices => places of their colours in DAVIS' palette, if all that occur are there."""
-    davis: dict[tuple[int, ...], int] = {colour: number for number, colour in enumerate(_davis_colours())}
-    colours = [tuple(palette[at : at + 3]) for at in range(0, len(palette), 3)]
+    davis = {colour: number for number, colour in enumerate(_davis_colours())}
+    colours: list[tuple[int, ...]] = [tuple(palette[at : at + 3]) for at in range(0, len(palette), 3)]
     used = np.unique(indices).tolist()
     if any(index >= len(colours) or colours[index] not in davis for index in used):
         return _by_brightness(indices, colours, used)
@@ -76,7 +76,7 @@ def _renumber(indices: np.ndarray, palette: Sequence[int]) -> np.ndarray:
 
 def _by_brightness(indices: np.ndarray, colours: Sequence[tuple[int, ...]], used: Sequence[int]) -> np.ndarray:
     """Indices as they are; but of black and white, whichever comes first, black is nobody's."""
-    black_and_white = {(0, 0, 0): 0, (255, 255, 255): 255}
+    black_and_white: dict[tuple[int, ...], int] = {(0, 0, 0): 0, (255, 255, 255): 255}
     if len(used) > 2 or any(index >= len(colours) or colours[index] not in black_and_white for index in used):
         return indices.astype(np.uint8)
     table = np.zeros(256, np.uint8)

@@ -142,7 +142,8 @@ def _measure_variety(colours: np.ndarray, levels: np.ndarray) -> float:
     """Mean distance, of 255, from the mixtures of the darkest and the brightest colour: those of one brush, however
     soft, are none; those of a photograph are."""
     ends = [colours.reshape(-1, 3)[at].astype(np.float32) for at in (levels.argmin(), levels.argmax())]
-    shares = (levels - levels.min()) / max(float(np.ptp(levels)), 1.0)
+    low, high = float(levels.min()), float(levels.max())
+    shares = (levels - low) / max(high - low, 1.0)
     mixed = ends[0] + shares[..., None] * (ends[1] - ends[0])
     return float(np.abs(colours - mixed)[shares > _NEAR].mean())
 
@@ -171,7 +172,7 @@ def _read_layer(colours: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray
 
 def _read_levels(levels: np.ndarray, name: str, *, min_near_share: float) -> np.ndarray:
     values: np.ndarray = np.unique(levels)
-    low, high = float(values[0]), float(values[-1])
+    low, high = float(levels.min()), float(levels.max())
     if len(values) == 1:
         if low in (0.0, 255.0, 65535.0):
             return levels > 0

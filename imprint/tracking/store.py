@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imprint.core.errors import InputError
+from imprint.core.outside import reach_loopback_directly
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,6 +50,7 @@ def set_mlflow_environment() -> None:
     """No telemetry, no progress bars, no pickles, and a dead server is given up soon; what is set already stays."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    reach_loopback_directly()
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else each of its retries is a line
 
 
