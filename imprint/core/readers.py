@@ -152,7 +152,7 @@ def compute_levels(colours: np.ndarray) -> np.ndarray:
     """Brightness float32 [h, w] of [h, w, 1] or RGB, in the stored range; equal only where the colours are equal."""
     if colours.shape[2] == 1:
         return np.nan_to_num(colours[..., 0].astype(np.float32))
-    return colours.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    return colours.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _read_layer(colours: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
