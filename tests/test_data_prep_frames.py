@@ -66,6 +66,7 @@ def test_ingest_keeps_the_readable_and_explains_the_rest(mixed):
         ("too_short", "short.mp4"),
         ("unreadable", "text.mp4"),
         ("unreadable", "truncated.mp4"),
+        ("not_read", "videos"),  # notes.txt
     ]
 
 
@@ -75,7 +76,7 @@ def test_too_many_rejected_clips_end_the_stage_but_leave_the_ledger(mixed, tmp_p
     strict = with_section(params, "ingest", max_rejected_share=0.5)
     with pytest.raises(InputError, match=r"5 of 7 clips were rejected, more than ingest\.max_rejected_share = 0\.5"):
         run_ingest(strict, tmp_path)
-    assert len(load_ledger(tmp_path, "ingest")) == 5
+    assert len(load_ledger(tmp_path, "ingest")) == 6
     assert not (tmp_path / "data/clips.parquet").exists()
 
 
