@@ -61,12 +61,12 @@ def test_ingest_keeps_the_readable_and_explains_the_rest(mixed):
     for clip in clips:
         assert (clip.num_frames, clip.fps, clip.height_px, clip.width_px) == (NUM_FRAMES, FPS, SIZE_PX, SIZE_PX)
     assert load_ledger(root, "ingest") == [
+        ("not_read", "videos"),  # notes.txt
         ("unreadable", "empty.mp4"),
         ("duplicate", "good.mp4"),
         ("too_short", "short.mp4"),
         ("unreadable", "text.mp4"),
         ("unreadable", "truncated.mp4"),
-        ("not_read", "videos"),  # notes.txt
     ]
 
 
