@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from imprint.core.errors import InputError
+from imprint.core.outside import exit_in_one_line
 from imprint.core.params import Params, load_params
 from imprint.core.stage import run_command
 
@@ -69,11 +68,8 @@ def validate(path: str) -> None:
     """Say in one page which layout PATH has, what is usable, what is wrong and how to mend it. Writes nothing."""
     from data_prep.validate import validate_source
 
-    try:
+    with exit_in_one_line("validate"):
         page, usable = validate_source(path, load_params())
-    except InputError as error:
-        print(f"validate: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
     print(page, end="")
     raise typer.Exit(0 if usable else 2)
 
@@ -86,11 +82,8 @@ def review(
     """Look at tracks and pairs on a local page, and keep or drop them by a key."""
     from data_prep.review.server import run_review
 
-    try:
+    with exit_in_one_line("review"):
         run_review(port, browser)
-    except InputError as error:
-        print(f"review: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
 
 
 def _run(stage: str, body: Callable[[Params], None]) -> None:

@@ -14,9 +14,8 @@ from data_prep.frames.pictures import (
     fit_mask,
     is_black_and_white,
     load_first_mask,
-    load_ids,
+    load_objects,
     load_picture,
-    number_objects,
 )
 from data_prep.ingest.licences import FILE_NAME
 from data_prep.ingest.memory import SourceMemory
@@ -32,7 +31,12 @@ REMEDIES = {
     "too_large": "give pictures that show more of the background, or raise segment_objects.max_area_share",
     "in_pieces": "give each object a number of its own, or lower segment_objects.min_component_share",
     "border_contact": "nothing if the object leaves the picture; else raise mine_pairs.max_border_contact",
-    "unreadable": "replace the file, or take it out",
+    "unreadable": "convert or replace the file, or take it out",
+    "not_read": "nothing if it is no data; else convert it to a format of docs/data_format.md, or unpack it",
+    "dangling_link": "mount the disk or fetch the file, or take the link out",
+    "outside_link": "nothing; but DVC versions the link alone, so copy the files for a data set to be kept",
+    "link_loop": "take the link out",
+    "bad_name": "rename it: names are UTF-8",
     "too_short": "give longer ones, or lower ingest.min_frames",
     "duplicate": "take one of the two out",
     "no_mask": "add the masks, or take the pictures out",
@@ -40,7 +44,7 @@ REMEDIES = {
     "unused_licence": "correct the path_prefix in licences.csv",
     "undecodable": "replace the picture",
     "interrupted": "see that the files can be read, and try again",
-    "bad_mask": "save the mask as a palette or grey PNG",
+    "bad_mask": "save the mask as a palette or grey PNG, white where the object is",
     "mask_size": "save the mask at its picture's size",
     "empty_mask": "nothing to mend if the object is out of sight",
 }
@@ -95,7 +99,7 @@ def describe_licences(listing: Listing, default: str) -> str:
 
 def find_objects(mask: Path, picture: np.ndarray, *, order: Order, black_and_white: bool) -> np.ndarray:
     """Ids of the objects in a given mask, [h, w]; `BadPicture` if it holds none or does not fit the picture."""
-    ids = fit_mask(number_objects(load_ids(mask), order, black_and_white), picture.shape, picture.shape)
+    ids = fit_mask(load_objects(mask, order, black_and_white), picture.shape, picture.shape)
     if not ids.any():
         raise BadPicture("empty_mask", "the mask holds no object")
     return ids
@@ -120,7 +124,7 @@ def count_clip(clip: ClipRecord, census: Census, params: Params, root: Path) -> 
             check_first_mask(clip, census, root)
         return
     masks = [root / clip.masks_path / name for name in clip.masks]
-    black_and_white = bool(masks) and is_black_and_white(masks)
+    black_and_white = clip.order == "time" and bool(masks) and is_black_and_white(masks)
     usable, objects = 0, set[int]()
     for number, name in enumerate(clip.frames):
         item = f"{clip.path}/{name}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 import data_prep.cli
 import imprint.cli
-from imprint.core.errors import InputError
+from imprint.core.outside import exit_in_one_line, reach_loopback_directly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 # these say nothing without their noun: `imprint data validate`, `imprint data review`
@@ -147,8 +146,6 @@ def status() -> None:
 
 def main() -> None:
     """One line on standard error and exit code 2 for what the user can mend."""
-    try:
+    reach_loopback_directly()
+    with exit_in_one_line("imprint"):
         app()
-    except InputError as error:
-        print(f"imprint: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

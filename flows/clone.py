@@ -11,7 +11,10 @@ import os
 import sys
 from pathlib import Path
 
+from flows.preflight import find_git_problem
 from flows.versions import DATA_BRANCH, choose_committer, fetch_branch, read_tip, run_tool
+from imprint.core.errors import InputError
+from imprint.core.outside import exit_in_one_line
 
 FOLDER = Path("work/clones")
 
@@ -20,6 +23,8 @@ def refresh_clone(home: Path, name: str) -> Path:
     """The clone at HEAD of `home`, merged with the data branch, so that code and settings are those that somebody
     committed and the data set is last night's. Where both changed the same data set, HEAD's is taken."""
     home = home.resolve()
+    if problem := find_git_problem(home):
+        raise InputError(f"{home}: {problem}")
     if remote := os.environ.get("IMPRINT_GIT_REMOTE"):
         fetch_branch(home, remote, DATA_BRANCH)
     folder = home / FOLDER / name
@@ -56,4 +61,5 @@ def _share_dvc_settings(home: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(refresh_clone(Path.cwd(), sys.argv[1]))
+    with exit_in_one_line("clone"):
+        print(refresh_clone(Path.cwd(), sys.argv[1]))

@@ -22,6 +22,7 @@ from scipy.special import ndtr, stdtrit
 
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest
+from imprint.core.outside import load_yaml
 from imprint.core.params import Count, Section, parse_section
 from imprint.evaluation.bootstrap import sample_means
 
@@ -158,7 +159,7 @@ def load_rules(root: Path = Path(".")) -> GateRules:
     """Read and check `gate.yaml`; `InputError` names the wrong key."""
     path = root / RULES_FILE
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); restore it with `git checkout {path}`") from None
     except yaml.YAMLError as error:

@@ -1,6 +1,10 @@
-"""What must be there before an install: Python and two system libraries. Run by make, standard library only."""
+"""What must be there before an install: Python, two system libraries, a clone that Git accepts. Run by make, standard
+library only."""
 
 import ctypes
+import os
+import shutil
+import subprocess
 import sys
 
 MIN_PYTHON = (3, 11)
@@ -17,7 +21,24 @@ def find_problems() -> list[str]:
     if missing:
         names, packages = " and ".join(missing), " ".join(missing.values())
         problems.append(f"{names} is missing, OpenCV needs it: sudo apt-get install {packages}")
-    return problems
+    git = find_git_problem()
+    return [*problems, git] if git else problems
+
+
+def find_git_problem(folder: "str | os.PathLike[str]" = ".") -> str:
+    """Why Git, which DVC needs, does not take the folder for a clone, with the remedy; an empty string if it does."""
+    if shutil.which("git") is None:
+        return "git is missing, DVC needs it: sudo apt-get install git"
+    command = ["git", "-C", str(folder), "rev-parse", "--git-dir"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return ""
+    if "dubious ownership" in done.stderr:
+        remedy = 'git config --global --add safe.directory "$PWD"'
+        return f"the folder is another user's, and Git does not trust it: give it yourself (chown -R), or {remedy}"
+    if "not a git repository" in done.stderr:
+        return "the folder is no Git clone, which DVC needs (a downloaded ZIP is none): git clone it, or git init here"
+    return f"git does not take the folder for a clone: {' '.join(done.stderr.split())[:300]}"
 
 
 def _can_load(library: str) -> bool:

@@ -23,6 +23,8 @@ from flows.prefect_api import close_orphans
 from flows.processes import build_environment
 from imprint.core.errors import InputError
 from imprint.core.files import write_json_atomic
+from imprint.core.outside import reach_loopback_directly
+from imprint.tracking.store import build_sqlite_uri
 
 FOLDER = Path(".prefect")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -30,6 +32,7 @@ POOLS = {"cpu": 4, "gpu": 1}  # work pool => runs at a time: promotion must not 
 BACKEND_VARIABLE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own; a database in the place of the project's mlflow.db
 _START_S, _END_S = 300.0, 30.0
 _HOST = "127.0.0.1"
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a company's proxy knows nothing of loopback
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def up(root: Path, *, prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLO
     `InputError` if a port is taken by something else or a server does not come up; what had been started then ends.
     """
     root = root.resolve()
+    reach_loopback_directly()  # for the servers and workers, which ask each other
     running = {service.name: service for service in find_running(root)}
     ports = {"prefect": prefect_port, "mlflow": mlflow_port}
     ports |= {name: running[name].port for name in ports if name in running}
@@ -133,7 +137,7 @@ def list_servers(root: Path, ports: Mapping[str, int]) -> dict[str, list[str]]:
     mlflow = ["mlflow", "server", "--host", _HOST, "--port", str(ports["mlflow"]), "--workers", "1"]
     mlflow += ["--artifacts-destination", str(root / "mlruns")]
     if not os.environ.get(BACKEND_VARIABLE):  # else MLflow reads it itself, and no password stands in a command line
-        mlflow += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"]
+        mlflow += ["--backend-store-uri", build_sqlite_uri(root)]
     return {"prefect": prefect, "mlflow": mlflow}
 
 
@@ -170,7 +174,7 @@ def _wait_for(root: Path, name: str, url: str) -> None:
     deadline_s = time.monotonic() + _START_S
     while time.monotonic() < deadline_s and any(service.name == name for service in find_running(root)):
         try:
-            urllib.request.urlopen(url, timeout=5).read()
+            _DIRECT.open(url, timeout=5).read()
             return
         except OSError:
             time.sleep(0.3)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +22,7 @@ from rich.text import Text
 from flows.prefect_api import TIMEOUT_S, FlowRun, find_url, list_runs
 from flows.registry import read_data_counts
 from imprint.core.errors import InputError
+from imprint.core.outside import load_yaml
 from imprint.tracking.store import resolve_tracking_uri
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def read_shards(root: Path) -> dict[str, Any] | None:
     path = root / "dvc.lock"
     if not path.is_file():
         return None
-    stages = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+    stages = (load_yaml(path) or {}).get("stages", {})
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return next((out for out in outs if out.get("path") == SHARDS), None)
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from flows.preflight import find_git_problem
 from flows.processes import build_environment
 from imprint.core.errors import InputError
+from imprint.core.outside import load_yaml
 
 DATA_BRANCH = "auto/data"
 RETRAIN_BRANCH = "auto/retrain"
@@ -79,11 +79,11 @@ def sync_videos(root: Path, inbox: str = "") -> SyncResult:
     it from where the data set was imported (`dvc import-url remote://name/path`, `dvc import`); nothing is done
     if it was not imported.
     """
-    source = yaml.safe_load((root / "params.yaml").read_text())["ingest"]["source"]
+    source = load_yaml(root / "params.yaml")["ingest"]["source"]
     pointer = root / f"{source}.dvc"
     if inbox:
         return _sync_folder(root, source, pointer=pointer, inbox=Path(os.path.expandvars(inbox)).expanduser())
-    if not pointer.is_file() or not yaml.safe_load(pointer.read_text()).get("deps"):
+    if not pointer.is_file() or not load_yaml(pointer).get("deps"):
         return SyncResult("nothing")
     before = pointer.read_bytes()
     _transfer(root, "update", pointer.relative_to(root).as_posix())
@@ -93,7 +93,7 @@ def sync_videos(root: Path, inbox: str = "") -> SyncResult:
 def read_output_digest(root: Path, path: str) -> str | None:
     """md5 of an output in `dvc.lock`, DVC's name of its version; none if the stage has never run."""
     lock = root / "dvc.lock"
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
+    stages = (load_yaml(lock) or {}).get("stages", {}) if lock.is_file() else {}
     outs = (out for stage in stages.values() for out in stage.get("outs", ()))
     return next((out["md5"] for out in outs if out["path"] == path), None)
 
@@ -213,5 +213,7 @@ def run_tool(
         return done.stdout.strip()
     if may_fail:
         return ""
+    if command[0] == "git" and (problem := find_git_problem(root)):
+        raise InputError(f"{root}: {problem}")
     reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no output")
     raise error(f"{root}: {' '.join(command[:3])} failed: {reason}")

@@ -12,6 +12,7 @@ import yaml
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_bytes_atomic, write_json_atomic
+from imprint.core.outside import load_yaml
 from imprint.core.params import load_params, merge_overlay
 
 _MANIFEST = ".workspace.json"
@@ -29,8 +30,8 @@ def make_workspace(overlay: Path, root: Path = Path("."), *, folder: Path | None
         (folder / name).unlink(missing_ok=True)
     for name in files:
         _copy_if_changed(root / name, folder / name)
-    values = yaml.safe_load((root / "params.yaml").read_text())
-    merged = merge_overlay(values, yaml.safe_load(overlay.read_text()), str(overlay))
+    values = load_yaml(root / "params.yaml")
+    merged = merge_overlay(values, load_yaml(overlay), str(overlay))
     write_bytes_atomic(folder / "params.yaml", yaml.safe_dump(merged, sort_keys=False).encode())
     write_bytes_atomic(folder / ".dvc" / "config.local", _DVC_CONFIG.encode())
     write_json_atomic(folder / _MANIFEST, files)

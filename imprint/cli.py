@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from imprint.core.outside import exit_in_one_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -99,7 +98,7 @@ def evaluate_world(
     validation: Annotated[bool, typer.Option(help="Objects of split val: to choose by, as the strength.")] = False,
 ) -> None:
     """Measure a compositor on the held-out objects of a rendered world: identity, composites, baselines, goals."""
-    with _exit_on_bad_input("evaluate-world"):
+    with exit_in_one_line("evaluate-world"):
         from imprint.evaluation.world import WorldSettings, run_evaluate_world
 
         settings = WorldSettings(
@@ -123,7 +122,7 @@ def evaluation_table(
     ),
 ) -> None:
     """Print the numbers of an evaluation as tables in Markdown, by mask level and by view change, and the goals."""
-    with _exit_on_bad_input("evaluation-table"):
+    with exit_in_one_line("evaluation-table"):
         from imprint.evaluation.goals import print_markdown
 
         print_markdown(metrics)
@@ -137,7 +136,7 @@ def train_base(
     out: Annotated[Path, typer.Option(help="The checkpoint's folder; replaced.")] = Path("checkpoints/base"),
 ) -> None:
     """Train the base model on a rendered world, measure it on held-out objects, and write checkpoints/base."""
-    with _exit_on_bad_input("train-base"):
+    with exit_in_one_line("train-base"):
         from imprint.base.recipe import train_base as run_train_base
         from imprint.core.params import load_params
 
@@ -196,7 +195,7 @@ def composite(
     settings = {"level": mask_level, "model": model, "seed": seed}
     settings |= {"steps": steps, "guidance": guidance, "draws": draws, "strength": strength}
     settings |= {"mode": mode, "shadow_reach": shadow_reach}
-    with _exit_on_bad_input("composite"):
+    with exit_in_one_line("composite"):
         composite_files(object_paths, background, mask_path=mask, output_path=output, **settings)
 
 
@@ -206,7 +205,7 @@ def send_metrics() -> None:
     from imprint.core.errors import InputError
     from imprint.tracking import send_unsent
 
-    with _exit_on_bad_input("send-metrics"):
+    with exit_in_one_line("send-metrics"):
         try:
             sent = send_unsent(Path.cwd())
         except Exception as error:
@@ -220,7 +219,7 @@ def migrate(
     params: Annotated[Path, typer.Argument(help="The parameter file.")] = Path("params.yaml"),
 ) -> None:
     """Bring a parameter file of an earlier version up to date: new keys, by which nothing changes."""
-    with _exit_on_bad_input("migrate"):
+    with exit_in_one_line("migrate"):
         from imprint.core.migrate import migrate_params
 
         added = migrate_params(params)
@@ -239,7 +238,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Say what of this machine is ready: torch and GPU, memory, disk, the hub, the pretrained weights."""
-    with _exit_on_bad_input("doctor"):
+    with exit_in_one_line("doctor"):
         from imprint.doctor import run_doctor
 
         run_doctor(params, download=download)
@@ -262,7 +261,7 @@ def estimate(
     clip_hours: Annotated[float, typer.Option(help="Hours of video, for the disk.", min=0.0)] = 1.0,
 ) -> None:
     """Say what a run will take: GPU memory, hours, disk. Needs no weights and no GPU, and a minute or two."""
-    with _exit_on_bad_input("estimate"):
+    with exit_in_one_line("estimate"):
         from imprint.estimate.command import run_estimate
 
         settings = {"utilisation": utilisation, "bfloat16": bfloat16, "clip_hours": clip_hours}
@@ -287,19 +286,7 @@ def verify(
     processes: Annotated[int, typer.Option(help="Also run stage 1 in so many processes: one per GPU.", min=1)] = 1,
 ) -> None:
     """Try a preset here: load, composite, 20 steps of each stage, a stop and resume; add to docs/verified.md."""
-    with _exit_on_bad_input("verify"):
+    with exit_in_one_line("verify"):
         from imprint.verify.command import run_verify
 
         run_verify(preset, overlay=params, shards=shards, random_weights=random_weights, processes=processes)
-
-
-@contextmanager
-def _exit_on_bad_input(command: str) -> Iterator[None]:
-    """One line on standard error and exit code 2 for what the user can mend."""
-    from imprint.core.errors import InputError
-
-    try:
-        yield
-    except InputError as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

@@ -67,6 +67,7 @@ def test_ingest_keeps_the_readable_and_explains_the_rest(mixed):
     for clip in clips:
         assert (clip.num_frames, clip.fps, clip.height_px, clip.width_px) == (NUM_FRAMES, FPS, SIZE_PX, SIZE_PX)
     assert load_ledger(root, "ingest") == [
+        ("not_read", "videos"),  # notes.txt
         ("unreadable", "empty.mp4"),
         ("duplicate", "good.mp4"),
         ("too_short", "short.mp4"),
@@ -81,7 +82,7 @@ def test_too_many_rejected_clips_end_the_stage_but_leave_the_ledger(mixed, tmp_p
     strict = with_section(params, "ingest", max_rejected_share=0.5)
     with pytest.raises(InputError, match=r"5 of 7 clips were rejected, more than ingest\.max_rejected_share = 0\.5"):
         run_ingest(strict, tmp_path)
-    assert len(load_ledger(tmp_path, "ingest")) == 5
+    assert len(load_ledger(tmp_path, "ingest")) == 6
     assert not (tmp_path / "data/clips.parquet").exists()
 
 

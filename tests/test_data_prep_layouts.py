@@ -170,7 +170,7 @@ def test_of_two_layouts_the_stricter_one_is_read_and_the_other_named(tmp_path, c
     ingest = clip_params.ingest.model_copy(update={"source": str(source)})
     run_ingest(clip_params.model_copy(update={"ingest": ingest}), tmp_path)
     assert {clip.layout for clip in load_records(tmp_path / "data/clips.parquet", ClipRecord)} == {"videos"}
-    assert list_reasons(tmp_path, "ingest") == {"other_layout": 2}
+    assert list_reasons(tmp_path, "ingest") == {"other_layout": 2, "not_read": 4}
     page, _ = validate_source(str(source), clip_params)
     assert "other_layout (2)" in page
     assert "photo_sets: 3 folders with photos" in page

@@ -10,9 +10,8 @@ from data_prep.frames.pictures import (
     BadPicture,
     fit_mask,
     is_black_and_white,
-    load_ids,
+    load_objects,
     load_picture,
-    number_objects,
     read_digest,
 )
 from data_prep.frames.sampling import STAGE, FrameFilter, compute_sample_indices, fit_side
@@ -26,7 +25,7 @@ def extract_pictures(clip: ClipRecord, params: ExtractFrames, root: Path) -> Pro
     """Sharp, distinct pictures of the item; those of a sequence in time are sampled as a video's frames are."""
     filter_ = FrameFilter(clip, params)
     masks = [root / clip.masks_path / name for name in clip.masks]
-    black_and_white = bool(masks) and is_black_and_white(masks)
+    black_and_white = clip.order == "time" and bool(masks) and is_black_and_white(masks)
     wanted = list_samples(clip, params.sample_fps)
     seen: set[str] = set()
     for sample_index, source_index, number in wanted[: params.max_frames_per_clip]:
@@ -40,7 +39,7 @@ def extract_pictures(clip: ClipRecord, params: ExtractFrames, root: Path) -> Pro
             picture = load_picture(file)
             small = fit_side(picture, params.max_side_px)
             if masks:
-                ids = number_objects(load_ids(masks[number]), clip.order, black_and_white)
+                ids = load_objects(masks[number], clip.order, black_and_white)
                 ids = fit_mask(ids, picture.shape[:2], small.shape[:2])
         except BadPicture as bad:
             filter_.reject(sample_index, *bad.args)

@@ -13,6 +13,19 @@ from imprint.core.errors import InputError
 from imprint.core.pixels import load_image
 
 MAX_FPS = 1000.0  # a container that claims more, or none, has a broken header
+CONVERSION = "convert it with `ffmpeg -i FILE -c:v libx264 -crf 18 FILE.mp4`, or replace it if it is damaged"
+CODECS = {
+    "av01": "AV1",
+    "hev1": "HEVC",
+    "hvc1": "HEVC",
+    "hevc": "HEVC",
+    "vvc1": "VVC",
+    "apch": "ProRes",
+    "apcn": "ProRes",
+    "vp09": "VP9",
+    "vp90": "VP9",
+    "mjpg": "Motion JPEG",
+}
 
 
 @dataclass(frozen=True)
@@ -31,15 +44,19 @@ def probe_video(path: Path) -> VideoProbe | str:
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                return "the file is empty"
+    except OSError as error:
+        return f"the file cannot be read ({error.strerror})"
+    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)  # `a:b.mp4` alone would be a protocol's name
     try:
         if not capture.isOpened():
             return "no video stream found"
         ok, frame = capture.read()
         if not ok:
-            return "the first frame cannot be decoded"
+            return f"the first frame cannot be decoded{describe_codec(capture.get(cv2.CAP_PROP_FOURCC))}"
         fps = float(capture.get(cv2.CAP_PROP_FPS))
         if not 0.0 < fps <= MAX_FPS:
             return f"the container gives {fps:g} frames per second"
@@ -49,6 +66,15 @@ def probe_video(path: Path) -> VideoProbe | str:
         return VideoProbe(num_frames=num_frames, fps=fps, height_px=frame.shape[0], width_px=frame.shape[1])
     finally:
         capture.release()
+
+
+def describe_codec(fourcc: float) -> str:
+    """`; it is av01 (AV1): ...`, with the way out, or nothing where the container does not say."""
+    code = int(fourcc).to_bytes(4, "little", signed=False).decode("latin-1") if 0 < fourcc < 2**32 else ""
+    if not code.isprintable() or not code.strip("\0 "):
+        return ""
+    name = CODECS.get(code.lower(), "")
+    return f"; its codec is {code.strip()}{f' ({name})' if name else ''}: {CONVERSION}"
 
 
 def _count_remaining(capture: Any) -> int:

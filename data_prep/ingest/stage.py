@@ -10,6 +10,7 @@ from pathlib import Path
 from data_prep.children import ReadFailure, ReadInterrupted
 from data_prep.ingest.layouts import LISTINGS, find_layout
 from data_prep.ingest.layouts.item import Item, Problem
+from data_prep.ingest.layouts.unread import list_unread
 from data_prep.ingest.licences import FILE_NAME, load_licences
 from data_prep.ingest.memory import SourceMemory
 from data_prep.ledger import INTERRUPTED, check_share, print_counts, save_ledger
@@ -56,6 +57,7 @@ def list_clips(section: Ingest, root: Path, *, memory: SourceMemory) -> Listing:
     source = root / section.source
     layout, reason, others = find_layout(source, f"ingest.source: {section.source}")
     items, problems = LISTINGS[layout](source)
+    problems += list_unread(source, items, problems)
     licences = load_licences(source)
     clips: dict[str, ClipRecord] = {}
     unnamed: set[str] = set()
@@ -129,10 +131,18 @@ def compute_clip_id(item: Item, digest_file: Callable[[Path], str]) -> str:
     if not item.frames:
         lines.append(digest_file(item.folder))
     for number, name in zip(compute_positions(item.frames, item.order), item.frames, strict=True):
-        lines.append(f"{number} {digest_file(item.folder / name)}")
+        lines.append(f"{number} {_digest_picture(item.folder / name, digest_file)}")
     if item.masks_folder:
-        lines += [digest_file(item.masks_folder / name) for name in item.masks]
+        lines += [_digest_picture(item.masks_folder / name, digest_file) for name in item.masks]
     return compute_digest("\n".join(lines))[:16]
+
+
+def _digest_picture(file: Path, digest_file: Callable[[Path], str]) -> str:
+    """One that may not be read does not lose the others: `extract_frames` leaves it out with a row."""
+    try:
+        return digest_file(file)
+    except OSError:
+        return "unreadable"
 
 
 def _explain(problem: Problem, root: Path) -> Rejection:

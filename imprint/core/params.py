@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imprint.core.errors import InputError
 from imprint.core.masks import MaskLevel
+from imprint.core.outside import load_yaml
 from imprint.core.records import PairKind
 from imprint.core.view_changes import ViewChange
 
@@ -295,11 +295,9 @@ def merge_overlay(values: dict[str, Any], overlay: dict[str, Any], name: str, pr
 
 def _load_mapping(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); run from the project's root folder") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a mapping of sections")
     return values

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from imprint.core.errors import InputError
+from imprint.core.readers import decode_mask, decode_pixels, to_eight_bits
 
 MID_GREY = 127  # what fills the hole before the background is encoded
 
@@ -58,28 +59,17 @@ def load_image(path: str | Path, what: str = "image") -> np.ndarray:
 
 
 def load_mask(path: str | Path, what: str = "mask") -> np.ndarray:
-    """[h, w] bool from a grey image; white (above half) is true. An alpha channel is ignored."""
-    data = np.frombuffer(_read_bytes(path, what), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if image is None:
-        raise InputError(f"{what} {path} is not a readable image; give a PNG or JPEG file")
-    return image > 127
+    """[h, w] bool, true where it is white; what counts as that in which kind of file, `readers.read_mask` says."""
+    return decode_mask(_read_bytes(path, what), f"{what} {path}")
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Encoded bytes => uint8 [h, w, 3] RGB or [h, w, 4] RGBA; `InputError` names `name` if they are no image."""
-    buffer = np.frombuffer(data, np.uint8)
-    # a photograph is turned as its EXIF tag says, as `load_mask` does; the flag that keeps an alpha channel would not
-    flag = cv2.IMREAD_COLOR if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
-    image = cv2.imdecode(buffer, flag) if buffer.size else None
+    """An image's bytes => uint8 [h, w, 3] RGB or [h, w, 4] RGBA, upright; `InputError` names `name` if it is none."""
+    image = decode_pixels(data)
     if image is None:
         raise InputError(f"{name} is not a readable image; give a PNG, JPEG or WebP file")
-    if image.dtype == np.uint16:
-        image = (image / 257).astype(np.uint8)
-    if image.ndim == 2:
-        image = image[..., None]
-    conversions = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
-    return cv2.cvtColor(image, conversions[image.shape[2]])
+    image = to_eight_bits(image)
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
 
 
 def encode_image(image: np.ndarray, suffix: str = ".png", quality: int = 95) -> bytes:

@@ -6,7 +6,6 @@ A run works in `work/<stage>/<key>/` and resumes only from there; the key is a d
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sys
@@ -17,15 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import yaml
 from pydantic import BaseModel
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_json_atomic
 from imprint.core.keys import compute_input_digests, compute_key
+from imprint.core.outside import explain, is_transient, load_yaml
 
 ErrorKind = Literal["transient", "data", "config", "bug"]
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -81,32 +79,29 @@ def read_dvc_digests(root: Path = Path(".")) -> dict[str, str]:
     lock = root / "dvc.lock"
     if not lock.is_file():
         return {}
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
+    stages = (load_yaml(lock) or {}).get("stages", {})
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
 
 
 def run_command(stage: str, body: Callable[[], Any], root: Path = Path(".")) -> None:
-    """Run a stage's body as a command: user errors and a full disk end in one line and exit code 2, and every failure
+    """Run a stage's body as a command: what the user can mend ends in one line and exit code 2, and every failure
     leaves `work/<stage>/error.json` with its kind (`transient` | `data` | `config` | `bug`), because DVC hides exit
     codes. Of the processes of one training the first to fail says why."""
     record = root / "work" / stage / "error.json"
-    if int(os.environ.get("RANK", 0)) == 0:
-        record.unlink(missing_ok=True)
     try:
+        if int(os.environ.get("RANK", 0)) == 0:
+            record.unlink(missing_ok=True)
         body()
-    except InputError as error:
-        _end(stage, record, str(error))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except (ConnectionError, TimeoutError, BlockingIOError) as error:
-        _record_error(record, "transient", repr(error))
-        raise
-    except OSError as error:
-        if error.errno in _FULL_DISK:
-            place = error.filename or "a file"
-            _end(stage, record, f"{place} cannot be written ({error.strerror}); make room and give the command again")
-        _record_error(record, "bug", repr(error))
-        raise
+    except Exception as error:
+        message = explain(error)
+        transient = is_transient(error)
+        if message is None or transient:
+            told = "".join(traceback.format_exception_only(error)).strip()
+            _record_error(record, "transient" if transient else "bug", told)
+            raise
+        _end(stage, record, message)
     except BaseException as error:
         _record_error(record, "bug", "".join(traceback.format_exception_only(error)).strip())
         raise
@@ -119,12 +114,17 @@ def _end(stage: str, record: Path, message: str) -> NoReturn:
 
 
 def _record_error(path: Path, kind: ErrorKind, message: str) -> bool:
-    """False if another process of the same training was first: what the others then suffer is its consequence."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+    """False if another process of the same training was first: what the others then suffer is its consequence.
+
+    A disk that cannot take the record either must not hide the reason, which is told on standard error all the same.
+    """
+    try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.open("x").close()
-        except FileExistsError:
-            return False
-    write_json_atomic(path, {"kind": kind, "message": message, "pid": os.getpid()})
+        write_json_atomic(path, {"kind": kind, "message": message, "pid": os.getpid()})
+    except FileExistsError:
+        return False
+    except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}), so a flow will not know the reason", file=sys.stderr)
     return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 
 from imprint.core.errors import InputError
@@ -96,14 +97,28 @@ def check_hole(hole: np.ndarray, background_hw: tuple[int, ...], name: str = "th
 
 def check_object(image: np.ndarray, name: str = "the object") -> None:
     """`InputError` if the alpha channel of an RGBA picture leaves nothing."""
-    if image.shape[2] == 4 and not (image[..., 3] > 127).any():
+    if image.shape[2] != 4 or (image[..., 3] > 127).any():
+        return
+    most = int(image[..., 3].max())
+    if most == 0:
         raise InputError(f"{name} has no pixels: its alpha channel is transparent everywhere; give another cut-out")
+    raise InputError(
+        f"{name} is at most {most / 255:.0%} opaque (alpha {most} of 255), and what is less than half opaque is not "
+        "taken for the object; give a cut-out with an opaque object"
+    )
+
+
+def is_cut_out(alpha: np.ndarray) -> bool:
+    """Whether an alpha channel, uint8 [h, w], leaves something out: a clear place of three pixels each way, at least. A
+    nearly opaque picture, a stray clear pixel or a clear rim are what editors leave behind."""
+    clear = np.pad((alpha < 128).astype(np.uint8), 1)
+    return bool(cv2.erode(clear, np.ones((3, 3), np.uint8)).any())
 
 
 def cut_out(image: np.ndarray, params_path: Path, name: str = "the object") -> np.ndarray:
-    """RGBA uint8: the picture itself where its alpha says something, else with the mask that segmentation finds, by the
-    network of `segment_objects` in the params file."""
-    if image.shape[2] == 4 and not (image[..., 3] == 255).all():
+    """RGBA uint8: the picture itself where its alpha cuts something out, else with the mask that segmentation finds,
+    by the network of `segment_objects` in the params file."""
+    if image.shape[2] == 4 and is_cut_out(image[..., 3]):
         return image
     from imprint.segmentation import build_session, segment_image
 

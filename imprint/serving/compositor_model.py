@@ -41,12 +41,12 @@ class CompositorModel(PythonModel):
 
     def _build_requests(self, rows: Any, seed: int, shared: dict[str, Any]) -> list[Any]:
         from imprint.inference.inputs import Request, check_hole, check_object, cut_out
-        from imprint.serving.pictures import read_pictures
+        from imprint.serving.pictures import read_masks, read_pictures
 
-        columns = {name: read_pictures(rows[name], name) for name in ("object", "background", "mask")}
+        columns = {name: read_pictures(rows[name], name) for name in ("object", "background")}
+        columns["mask"] = read_masks(rows["mask"], "mask")
         requests = []
-        for row, (thing, background, mask) in enumerate(zip(*columns.values(), strict=True)):
-            hole = mask[..., 0] > 127
+        for row, (thing, background, hole) in enumerate(zip(*columns.values(), strict=True)):
             check_hole(hole, background.shape[:2], f"mask[{row}]")
             check_object(thing, f"object[{row}]")
             rgba = cut_out(thing, self._params_path, f"object[{row}]")

@@ -10,6 +10,7 @@ import numpy as np
 
 from imprint.core.errors import InputError
 from imprint.core.pixels import decode_image, encode_image
+from imprint.core.readers import decode_mask
 
 _EXAMPLE_PX = 64
 
@@ -17,6 +18,11 @@ _EXAMPLE_PX = 64
 def read_pictures(column: Iterable[object], name: str) -> list[np.ndarray]:
     """uint8 [h, w, 3 or 4] of every row; `InputError` names the column and the row that is no picture."""
     return [decode_image(_to_bytes(value, f"{name}[{row}]"), f"{name}[{row}]") for row, value in enumerate(column)]
+
+
+def read_masks(column: Iterable[object], name: str) -> list[np.ndarray]:
+    """bool [h, w] of every row, as for the command's mask; `InputError` names the column and the row that is none."""
+    return [decode_mask(_to_bytes(value, f"{name}[{row}]"), f"{name}[{row}]") for row, value in enumerate(column)]
 
 
 def build_example(*names: str) -> dict[str, bytes]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from data_prep.ingest.layouts import davis, images, mvimgnet, photo_sets, videos
 from data_prep.ingest.layouts.item import Item, Problem
+from data_prep.ingest.layouts.unread import list_unread
+from data_prep.positions import has_plain_name, show_path
 from imprint.core.errors import InputError
 from imprint.core.records import Layout
 
@@ -32,6 +34,8 @@ def find_layout(source: Path, name: str) -> tuple[Layout, str, list[tuple[Layout
 
     `InputError` where none fits.
     """
+    if any(not has_plain_name(part) for part in (source, *source.parents)):
+        raise InputError(f"{show_path(Path(name))} has a name that is no UTF-8; rename it")
     if not source.exists():
         raise InputError(f"{name} does not exist; set it to a folder in a layout of docs/data_format.md, or one video")
     reasons: dict[Layout, str | None] = {layout: recognize(source) for layout, recognize in RECOGNIZERS.items()}
@@ -39,5 +43,12 @@ def find_layout(source: Path, name: str) -> tuple[Layout, str, list[tuple[Layout
     if not found:
         raise InputError(
             f"{name} has none of the layouts {', '.join(RECOGNIZERS)}; see docs/data_format.md for their folder trees"
+            f"{_name_first(source)}"
         )
     return *found[0], found[1:]
+
+
+def _name_first(source: Path) -> str:
+    """One entry that might have been data, and why it is not read."""
+    rows = sorted(list_unread(source, [], []), key=lambda row: row.reason == "not_read")
+    return f" (left out: {rows[0].item}: {rows[0].detail})" if rows else ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.positions import has_plain_name, natural_key
 from imprint.core.records import Order
 
 FIRST_MASK_SUFFIX = ".mask.png"  # `x.mask.png`: object ids of the first frame of the video `x.mp4`
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+PICTURE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
+)
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
 )
@@ -45,17 +49,41 @@ class Item:
         return self.folder / self.frames[0] if self.order == "single" else self.folder
 
 
+def list_entries(path: Path) -> list[Path]:
+    """What lies in `path`, in natural order, hidden entries left out."""
+    return sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=natural_key)
+
+
 def list_folders(path: Path) -> list[Path]:
-    """Sorted folders in `path`, hidden ones left out."""
-    return [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    """Folders in `path` and links to folders, in natural order, hidden ones left out."""
+    return [entry for entry in list_entries(path) if entry.is_dir() and has_plain_name(entry)]
 
 
 def list_pictures(path: Path) -> list[str]:
-    """Sorted names of the pictures in `path`, hidden ones and masks (`x.jpg.png`) left out."""
+    """Names of the picture files in `path`, in natural order, hidden ones and masks (`x.jpg.png`) left out."""
     if not path.is_dir():
         return []
-    names = [entry.name for entry in sorted(path.iterdir()) if entry.suffix.lower() in PICTURE_SUFFIXES]
-    return [name for name in names if not name.startswith(".") and not is_mask_name(name)]
+    found = [entry for entry in list_entries(path) if entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file()]
+    return [entry.name for entry in found if has_plain_name(entry) and not is_mask_name(entry.name)]
+
+
+def list_files(path: Path, above: frozenset[str] = frozenset()) -> list[Path]:
+    """Files at any depth, in natural order; linked folders are followed, but not in a circle (`above`: where from)."""
+    real = os.path.realpath(path)
+    if real in above:
+        return []
+    files: list[Path] = []
+    for entry in filter(has_plain_name, list_entries(path)):
+        if entry.is_dir():
+            files += list_files(entry, above | {real})
+        elif entry.is_file():
+            files.append(entry)
+    return files
+
+
+def leads_outside(link: Path, source: Path) -> bool:
+    """Whether a link's target lies outside of the source's own tree."""
+    return not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(source))
 
 
 def is_mask_name(name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.ingest.layouts.item import FIRST_MASK_SUFFIX, VIDEO_SUFFIXES, Item, Problem
+from data_prep.ingest.layouts.item import FIRST_MASK_SUFFIX, VIDEO_SUFFIXES, Item, Problem, list_files
 
 
 def recognize(source: Path) -> str | None:
@@ -30,8 +30,6 @@ def build_item(video: Path) -> Item:
 
 
 def list_videos(source: Path) -> list[Path]:
-    """Sorted video files of a folder (recursively, hidden ones left out), or the one file named."""
-    if source.is_file():
-        return [source] if source.suffix.lower() in VIDEO_SUFFIXES else []
-    inside = [file for file in sorted(source.rglob("*")) if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()]
-    return [file for file in inside if not any(part.startswith(".") for part in file.relative_to(source).parts)]
+    """Video files of a folder and of its subfolders in natural order, links followed; or the one file named."""
+    files = [source] if source.is_file() else list_files(source) if source.is_dir() else []
+    return [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
