@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep.ingest.layouts import davis, mvimgnet, photo_sets
+from data_prep.ingest.memory import SourceMemory
 from data_prep.ingest.probe import describe_codec
 from data_prep.ingest.stage import Listing, list_clips
 from data_prep.positions import natural_key
@@ -33,7 +34,9 @@ def draw_photo(path: Path, seed: int = 0) -> None:
 
 
 def read(root: Path, source: str = "source") -> Listing:
-    return list_clips(Ingest(source=source, licence="CC0-1.0", min_frames=2, max_rejected_share=1.0), root)
+    section = Ingest(source=source, licence="CC0-1.0", min_frames=2, max_rejected_share=1.0)
+    with SourceMemory() as memory:
+        return list_clips(section, root, memory=memory)
 
 
 def tell(listing: Listing) -> list[tuple[str, str]]:
