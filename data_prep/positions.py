@@ -1,32 +1,14 @@
-"""The order of names, and the place of each picture of an item, counted as the frames of a video are."""
+"""The place of each picture of an item, counted as the frames of a video are."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from imprint.core.records import Order
-
-_DIGITS = re.compile("([0-9]+)")
-
-
-def natural_key(path: PurePath) -> tuple[list[str | int], str]:
-    """Sorts names as people count: `2.jpg` before `10.jpg`. The one order of all listings; total, so it is stable."""
-    parts = _DIGITS.split(path.name)
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name
-
-
-def has_plain_name(path: PurePath) -> bool:
-    """Whether the last part is UTF-8. Of other bytes, records, tables and video readers can make nothing."""
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def show_path(path: Path) -> Path:

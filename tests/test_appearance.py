@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from imprint.appearance import (
     AppearanceFlow,
@@ -27,6 +28,7 @@ from imprint.core.errors import InputError
 from imprint.core.geometry import Box
 from imprint.core.masks import MASK_LEVELS, fill_box
 from imprint.core.params import Params, load_params
+from imprint.core.pixels import save_image
 from imprint.data import ShardReader, select_pairs
 from imprint.data.dataset import build_fixed_batch
 from imprint.inference.composer import Compositor
@@ -427,15 +429,17 @@ def test_of_several_views_the_one_of_least_expected_error_is_taken(compositor: C
         np.testing.assert_array_equal(made.picture, alone[best].picture)
 
 
-def test_a_folder_stands_for_the_views_in_it(tmp_path: Path) -> None:
-    from imprint.core.pixels import save_image
-
+def test_a_folder_stands_for_the_views_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, _ = draw_frame(0, 0)
-    for name in ("b.png", "a.jpg"):
-        save_image(tmp_path / "views" / name, image)
+    for name in ("view10.png", "view2.JPG", "view1.tif"):
+        save_image(tmp_path / "views" / "x.png", image)
+        Image.open(tmp_path / "views" / "x.png").save(tmp_path / "views" / name)
+    (tmp_path / "views" / "x.png").unlink()
     (tmp_path / "views" / "notes.txt").write_text("no picture")
     single = tmp_path / "c.png"
-    assert [path.name for path in list_views([tmp_path / "views", single])] == ["a.jpg", "b.png", "c.png"]
+    names = [path.name for path in list_views([tmp_path / "views", single])]
+    assert names == ["view1.tif", "view2.JPG", "view10.png", "c.png"]
+    assert capsys.readouterr().err.endswith("not read as pictures: notes.txt (1 of 4)\n")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is a folder without pictures"):
         list_views([tmp_path / "empty"])

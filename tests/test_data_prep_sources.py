@@ -14,8 +14,8 @@ from data_prep.ingest.layouts import davis, mvimgnet, photo_sets
 from data_prep.ingest.memory import SourceMemory
 from data_prep.ingest.probe import describe_codec
 from data_prep.ingest.stage import Listing, list_clips
-from data_prep.positions import natural_key
 from imprint.core.errors import InputError
+from imprint.core.names import natural_key
 from imprint.core.params import Ingest
 from tests.test_readers import MASKS
 from tests.video_clips import draw_turning, write_video

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ import cv2
 import numpy as np
 
 from imprint.core.errors import InputError
+from imprint.core.foreground import cut_along
 from imprint.core.masks import MaskLevel
+from imprint.core.names import PICTURE_SUFFIXES, natural_key
 from imprint.core.params import load_params
 from imprint.core.pixels import load_image, load_mask
 
 Mode = Literal["insert", "replace"]
-VIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of the pictures that a folder of views may hold
+MAX_NAMED = 5  # of a folder's entries that are no pictures
 DEFAULT_LEVEL: MaskLevel = "box"
 
 
@@ -70,16 +73,24 @@ def load_request(
 
 
 def list_views(paths: Sequence[Path]) -> list[Path]:
-    """The pictures that are named, and those in the folders that are named. `InputError` for a folder without any."""
+    """The pictures that are named, and those in the folders that are named, in natural order. `InputError` for a folder
+    without any; what else a folder holds is told on standard error."""
     found: list[Path] = []
     for path in paths:
-        inside = (
-            sorted(one for one in path.iterdir() if one.suffix.lower() in VIEW_SUFFIXES) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise InputError(f"object {path} is a folder without pictures; give PNG, JPEG or WebP files in it")
-        found += inside
+        found += _list_pictures(path) if path.is_dir() else [path]
     return found
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    entries = sorted((one for one in folder.iterdir() if not one.name.startswith(".")), key=natural_key)
+    pictures = [one for one in entries if one.suffix.lower() in PICTURE_SUFFIXES and one.is_file()]
+    if not pictures:
+        raise InputError(f"object {folder} is a folder without pictures; give PNG, JPEG or WebP files in it")
+    others = [one.name for one in entries if one not in pictures]
+    if others:
+        shown = ", ".join(others[:MAX_NAMED]) + (" ..." if len(others) > MAX_NAMED else "")
+        print(f"object {folder}: not read as pictures: {shown} ({len(others)} of {len(entries)})", file=sys.stderr)
+    return pictures
 
 
 def check_hole(hole: np.ndarray, background_hw: tuple[int, ...], name: str = "the mask") -> None:
@@ -116,18 +127,16 @@ def is_cut_out(alpha: np.ndarray) -> bool:
 
 
 def cut_out(image: np.ndarray, params_path: Path, name: str = "the object") -> np.ndarray:
-    """RGBA uint8: the picture itself where its alpha cuts something out, else with the mask that segmentation finds,
-    by the network of `segment_objects` in the params file."""
+    """RGBA uint8: the picture itself where its alpha cuts something out, else what segmentation finds in it (by the
+    network of `segment_objects` in the params file), without the background's share in its edge."""
     if image.shape[2] == 4 and is_cut_out(image[..., 3]):
         return image
     from imprint.segmentation import build_session, segment_image
 
-    opacity = (
-        segment_image(image[..., :3], build_session(load_params(params_path).segment_objects)).astype(np.uint8) * 255
-    )
-    if not opacity.any():
+    mask = segment_image(image[..., :3], build_session(load_params(params_path).segment_objects))
+    if not mask.any():
         raise InputError(f"{name} has no pixels: segmentation finds nothing in it; give a PNG with an alpha channel")
-    return np.dstack([image[..., :3], opacity])
+    return cut_along(image[..., :3], mask)
 
 
 def check_output(path: Path) -> None:

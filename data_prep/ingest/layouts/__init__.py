@@ -8,8 +8,9 @@ from pathlib import Path
 from data_prep.ingest.layouts import davis, images, mvimgnet, photo_sets, videos
 from data_prep.ingest.layouts.item import Item, Problem
 from data_prep.ingest.layouts.unread import list_unread
-from data_prep.positions import has_plain_name, show_path
+from data_prep.positions import show_path
 from imprint.core.errors import InputError
+from imprint.core.names import has_plain_name
 from imprint.core.records import Layout
 
 # In this order: a source is read as the first layout that fits. What names its files most strictly comes first.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.ingest.layouts.item import PICTURE_SUFFIXES, Item, Problem, list_pictures
+from data_prep.ingest.layouts.item import Item, Problem, list_pictures
+from imprint.core.names import PICTURE_SUFFIXES
 
 
 def recognize(source: Path) -> str | None:

@@ -7,13 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.positions import has_plain_name, natural_key
+from imprint.core.names import PICTURE_SUFFIXES, has_plain_name, natural_key
 from imprint.core.records import Order
 
 FIRST_MASK_SUFFIX = ".mask.png"  # `x.mask.png`: object ids of the first frame of the video `x.mp4`
-PICTURE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
-)
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
 )

@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_prep.ingest.layouts.item import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Item, Problem, leads_outside, list_entries
-from data_prep.positions import has_plain_name, show_path
+from data_prep.ingest.layouts.item import VIDEO_SUFFIXES, Item, Problem, leads_outside, list_entries
+from data_prep.positions import show_path
+from imprint.core.names import PICTURE_SUFFIXES, has_plain_name
 
 KNOWN = frozenset(("licences.csv", "meta.json"))  # read, but as no item's files
 _NUM_NAMED = 3
