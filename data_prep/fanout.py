@@ -10,7 +10,6 @@ process on any machine that shares the folder; assembling takes what is there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from data_prep.tars import read_tar, write_tar
 from imprint.core.errors import InputError
 from imprint.core.files import publish_dir, replace_dir, write_json_atomic
 from imprint.core.keys import compute_key
+from imprint.core.outside import load_json
 from imprint.core.params import Section
 from imprint.core.progress import show_progress
 from imprint.core.records import FrameRecord, MaskRecord, Rejection, load_records, save_records
@@ -95,7 +95,7 @@ def count_tries(job: Job) -> int | None:
     if not job.folder.is_dir():
         return None
     try:
-        return int(json.loads((job.folder / _TRIES).read_text()))
+        return int(load_json(job.folder / _TRIES))
     except FileNotFoundError:
         return 0
 
@@ -109,7 +109,7 @@ def restore_products(jobs: Sequence[Job], stage: str, out: Path, root: Path) -> 
     keys_path = root / LEDGERS_DIR / f"{stage}{KEYS_SUFFIX}"
     if not (keys_path.is_file() and (root / out / "index.parquet").is_file()):
         return
-    keys = json.loads(keys_path.read_text())
+    keys = load_json(keys_path)
     wanted = [job for job in jobs if not job.folder.is_dir() and keys.get(job.clip_id) == job.folder.name]
     rows: list[Any] = load_records(root / out / "index.parquet", jobs[0].kind) if wanted else []
     ledger = load_records(root / LEDGERS_DIR / f"{stage}.parquet", Rejection) if wanted else []

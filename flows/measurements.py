@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.gate import Cell, Measurement
 from imprint.core.errors import InputError
+from imprint.core.outside import load_json
 from imprint.inference.registered import find_location
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
 from imprint.tracking.store import resolve_tracking_uri
@@ -66,7 +67,7 @@ def attach_measurement(client: MlflowClient, version: ModelVersion, metrics: Pat
         shutil.copy(cases, Path(folder) / "cases.csv")
         client.log_model_artifacts(model_id, folder, _locate(measurement.protocol))
     if not client.get_logged_model(model_id).metrics:
-        _log_metrics(client, version, model_id, json.loads(metrics.read_text()))
+        _log_metrics(client, version, model_id, load_json(metrics))
     client.set_model_version_tag(version.name, version.version, PROTOCOL_TAG, measurement.protocol)
     return measurement
 
@@ -92,7 +93,7 @@ def fetch_measurement(
 
 def load_measurement(metrics: Path, cases: Path) -> Measurement:
     """Read the two files; `InputError` if they are no evaluation. A cell that is no number becomes NaN."""
-    protocol = json.loads(metrics.read_text()).get("protocol", {})
+    protocol = load_json(metrics).get("protocol", {})
     if not {"name", "hash"} <= set(protocol):
         raise InputError(f"{metrics} carries no protocol; run `dvc repro evaluate` again")
     with cases.open(newline="") as file:

@@ -21,6 +21,7 @@ from flows.measurements import attach_evaluation
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest
 from imprint.core.keys import PACKAGES_ROOT
+from imprint.core.outside import load_json
 from imprint.core.stage import read_dvc_digests
 from imprint.inference.registered import REGISTERING
 from imprint.tracking.mlflow_run import DIGEST_TAG, flatten
@@ -152,7 +153,7 @@ def register_model(servable: Servable, root: Path = Path(".")) -> Registration:
 def read_pair_key(folder: Path) -> str:
     """Digest of the stage-1 encoder that a compositor was trained on, or that an encoder's folder holds: equal for two
     that belong together. `InputError` if the card names none."""
-    card = json.loads((folder / CARD_FILE).read_text()) if (folder / CARD_FILE).is_file() else {}
+    card = load_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
     digests = card.get("encoder_digests") or card.get("digests", {})
     if not {"adapter", "backbone"} <= set(digests) or ("unet" in digests and "encoder_digests" not in card):
         raise InputError(f"{folder}/{CARD_FILE} does not say which encoder it belongs to; run `dvc repro`")
@@ -259,7 +260,7 @@ def read_metrics(root: Path) -> dict[str, float]:
 
 def read_numbers(path: Path) -> dict[str, float]:
     """The numbers of a metrics file with dotted names; empty where there is none."""
-    values = flatten(json.loads(path.read_text())) if path.is_file() else {}
+    values = flatten(load_json(path)) if path.is_file() else {}
     return {key: float(value) for key, value in values.items() if type(value) in (int, float)}
 
 

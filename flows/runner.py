@@ -6,7 +6,6 @@ DVC decides what is stale; Prefect gives order, states, retries and timeouts. A 
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from flows.chunks import list_chunks, run_chunk
 from flows.cluster import CHUNKS_PER_THREAD, count_threads, run_chunks
 from flows.graph import StageNode, find_unchanged
 from flows.processes import Processes, StageFailedError, build_environment
+from imprint.core.outside import load_json
 
 _SKIPPED_MARK = "didn't change, skipping"
 _RESTORED_MARK = "is cached - skipping run"
@@ -150,7 +150,7 @@ def _read_outcome(lines: list[str]) -> State:
 def _read_failure(stage: str, record: Path, lines: list[str]) -> StageFailedError:
     """DVC hides exit codes, so the stage leaves its reason in a file."""
     if record.is_file():
-        reason = json.loads(record.read_text())
+        reason = load_json(record)
         return StageFailedError(stage, reason["kind"], reason["message"])
     return StageFailedError(stage, "unknown", next((line for line in reversed(lines) if line), "no output"))
 

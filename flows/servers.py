@@ -7,7 +7,6 @@ processes and no other, even when an id has been given to another process since.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from flows.prefect_api import close_orphans
 from flows.processes import build_environment
 from imprint.core.errors import InputError
 from imprint.core.files import write_json_atomic
-from imprint.core.outside import reach_loopback_directly
+from imprint.core.outside import load_json, reach_loopback_directly
 from imprint.tracking.store import build_sqlite_uri
 
 FOLDER = Path(".prefect")
@@ -83,7 +82,7 @@ def down(root: Path) -> list[str]:
 def find_running(root: Path) -> list[Service]:
     """The services of the project that are alive."""
     path = root / FOLDER / "services.json"
-    noted = [Service(**entry) for entry in json.loads(path.read_text())] if path.is_file() else []
+    noted = [Service(**entry) for entry in load_json(path)] if path.is_file() else []
     return [service for service in noted if _is_alive(service)]
 
 

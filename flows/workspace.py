@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from imprint.core.errors import InputError
 from imprint.core.files import write_bytes_atomic, write_json_atomic
-from imprint.core.outside import load_yaml
+from imprint.core.outside import load_json, load_yaml
 from imprint.core.params import load_params, merge_overlay
 
 _MANIFEST = ".workspace.json"
@@ -49,7 +48,7 @@ def _list_project_files(root: Path) -> list[str]:
 
 def _read_manifest(folder: Path) -> set[str]:
     path = folder / _MANIFEST
-    return set(json.loads(path.read_text())) if path.is_file() else set()
+    return set(load_json(path)) if path.is_file() else set()
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:

@@ -12,11 +12,18 @@ import requests
 import yaml
 
 from imprint.core.errors import InputError
-from imprint.core.outside import exit_in_one_line, explain, is_transient, load_yaml, reach_loopback_directly
+from imprint.core.outside import exit_in_one_line, explain, is_transient, load_json, load_yaml, reach_loopback_directly
 from imprint.core.params import load_params
 from imprint.core.stage import read_dvc_digests, run_command
 
 CONFLICT = "schema: '2.0'\nstages:\n<<<<<<< HEAD\n  a: {}\n=======\n  b: {}\n>>>>>>> auto/data\n"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\x00" * 40, b"\xff\xfe{}", CONFLICT.encode()])
+def test_a_damaged_record_names_its_file_and_the_remedy(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"record\.json is damaged \(.*\); restore it .*or delete it"):
+        load_json(tmp_path / "record.json")
 
 
 def fail(error: Exception) -> None:

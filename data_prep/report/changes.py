@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imprint.core.files import write_json_atomic
+from imprint.core.outside import load_json
 
 METRICS = Path("metrics/data.json")
 VERSIONS = Path("work/report_data/versions.json")  # the version reported last on this machine, and the one before it
@@ -49,7 +50,7 @@ def find_last_version(now: Mapping[str, Any], root: Path = Path(".")) -> tuple[d
     That is the version reported before on this machine, or else, in a fresh clone, the one committed to Git.
     """
     path = root / VERSIONS
-    known = [version for version in json.loads(path.read_text()) if version] if path.is_file() else []
+    known = [version for version in load_json(path) if version] if path.is_file() else []
     places = [(version, "the version reported before on this machine") for version in known]
     places += [(version, "the version committed to Git") for version in _read_committed(root)]
     return next((place for place in places if not compare_versions(place[0], now).is_empty), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from data_prep.decisions import Decision, load_decisions
 from data_prep.gallery import Gallery
+from imprint.core.outside import load_json
 from imprint.core.records import ClipRecord, MaskRecord, PairRecord, Rejection, ViewRecord, load_records
 
 STAGES = ("ingest", "extract_frames", "segment_objects", "mine_pairs")  # those with a ledger, in their order
@@ -57,7 +57,7 @@ def load_data_set(root: Path = Path(".")) -> DataSet:
         shard_views=views,
         shard_bytes=sum((root / SHARDS / name).stat().st_size for name in {row.shard for row in views}),
         decisions=load_decisions(root),
-        leak=json.loads((root / SPLITS_RECORD).read_text())["leak"],
+        leak=load_json(root / SPLITS_RECORD)["leak"],
     )
 
 

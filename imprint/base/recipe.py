@@ -15,6 +15,7 @@ from imprint.base.export import ROUNDS, export_base
 from imprint.core.errors import InputError
 from imprint.core.files import compute_digest, compute_path_digest, write_json_atomic
 from imprint.core.keys import list_settings
+from imprint.core.outside import load_json
 from imprint.core.params import Params
 from imprint.core.records import PairRecord, load_records
 from imprint.evaluation.world import WorldSettings, run_evaluate_world
@@ -55,7 +56,7 @@ def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: 
     for name, run in STAGES.items():
         digest = compute_digest(json.dumps([digest, name, list_settings(getattr(params, name))]))
         record = work / "finished" / f"{name}.json"
-        if record.is_file() and json.loads(record.read_text())["digest"] == digest:
+        if record.is_file() and load_json(record)["digest"] == digest:
             continue
         started_s = time.monotonic()
         run(params, work)
@@ -64,7 +65,7 @@ def train_base(params: Params, shards: Path, *, work: Path, out: Path, command: 
     metrics = run_evaluate_world(
         work / COMPOSITOR, shards, out=work / REPORT, settings=WorldSettings(), threads=threads
     )
-    minutes = {name: json.loads((work / "finished" / f"{name}.json").read_text())["minutes"] for name in STAGES}
+    minutes = {name: load_json(work / "finished" / f"{name}.json")["minutes"] for name in STAGES}
     earlier = [] if init == Path(FRESH) else load_card(init).get(ROUNDS, [])
     rounds = [*earlier, collect_facts(params, minutes, command) | {"Objects": describe_objects(shards)}]
     sheets = [work / REPORT / name for name in ("contact_sheet.png", "objects_sheet.png")]

@@ -6,6 +6,7 @@ The one place that knows which exceptions are the user's to mend. Whatever it do
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,15 @@ def load_yaml(path: Path) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} is no valid YAML: {_shorten(error)}; mend that line") from None
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file of the project says. `InputError` where a power cut or an editor left something else."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        remedy = "restore it from Git or DVC, or delete it, and give the command again"
+        raise InputError(f"{path} is damaged ({_shorten(error)}); {remedy}") from None
 
 
 def explain(error: BaseException) -> str | None:

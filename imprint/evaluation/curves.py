@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from imprint.core.outside import load_json
 
 TITLES = {
     "loss": "training",
@@ -24,7 +25,7 @@ def load_curves(models: Mapping[str, Path]) -> dict[str, dict[str, Curve]]:
     curves = {}
     for stage, folder in models.items():
         path = folder / _LOG
-        entries = json.loads(path.read_text()) if path.is_file() else []
+        entries = load_json(path) if path.is_file() else []
         curves[stage] = {
             name: [(entry["step"], entry[name]) for entry in entries if name in entry]
             for name in TITLES

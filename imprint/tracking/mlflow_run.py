@@ -6,7 +6,6 @@ entry is sent once, whichever process does it.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imprint.core.files import compute_path_digest, write_json_atomic
+from imprint.core.outside import load_json
 from imprint.tracking.journal import METRICS_FILE, Entry, measure_journal, read_journal
 from imprint.tracking.provenance import read_git_tags, read_orchestration_tags
 from imprint.tracking.store import open_store, resolve_tracking_uri
@@ -152,7 +152,7 @@ def shorten(error: Exception) -> str:
 
 def _load_record(work_dir: Path) -> dict[str, Any]:
     path = work_dir / RECORD_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return load_json(path) if path.is_file() else {}
 
 
 def _is_metrics(entry: Entry) -> bool:
